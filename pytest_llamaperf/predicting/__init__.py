@@ -1,0 +1,230 @@
+"""What a case should reach: NVIDIA's measured operator times under a simulated in-flight batcher.
+
+operators   seconds of one iteration, memory of one GPU   (aiconfigurator-core)
+batching    which requests share which iteration          (virtual time)
+calibration from isolated operators to a running engine   (two numbers, with their evidence)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from pytest_llamaperf.cases import Case, Layout, Task, Workload
+from pytest_llamaperf.catalog import gpu_named
+from pytest_llamaperf.errors import DoesNotFit, UsageError
+from pytest_llamaperf.lengths import DISTRIBUTIONS, arrival_times, request_lengths
+from pytest_llamaperf.limits import KV_FRACTION, Limits, bench_limits
+from pytest_llamaperf.measurements import Fingerprint
+from pytest_llamaperf.metrics import Metric
+from pytest_llamaperf.predicting import operators
+from pytest_llamaperf.predicting.batching import Request, Schedule, simulate
+from pytest_llamaperf.predicting.calibration import CALIBRATION, UNCALIBRATED, Calibration
+from pytest_llamaperf.predicting.operators import Deployment, DeviceMemory, View
+from pytest_llamaperf.traces import Trace, summarize
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU, and the tokens all KV caches of the case hold together."""
+
+    capacity: float
+    weights: float
+    other: float
+    kv_cache: float
+    kv_tokens: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A case in virtual time. mean_batch and peak_batch count sequences of all replicas and pipeline stages."""
+
+    case: Case
+    traces: tuple[Trace, ...]
+    limits: Limits
+    memory: Memory
+    iterations: int
+    mean_batch: float
+    peak_batch: int
+    mean_kv: float
+    calibration: Calibration
+    notes: tuple[str, ...]
+
+    @functools.cached_property
+    def values(self) -> Mapping[Metric, float]:
+        """Every metric of the run, in base units."""
+        return summarize(self.traces, self.case.layout.gpus)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The operator tables and settings behind the numbers."""
+        core, tables = operators.tables_version()
+        settings = {**asdict(self.calibration), **asdict(self.limits)}
+        settings["cuda_graph_batch_sizes"] = ",".join(map(str, self.limits.cuda_graph_batch_sizes))
+        return Fingerprint(
+            versions={"aiconfigurator-core": core, "tensorrt-llm (operator tables)": tables}, settings=settings
+        )
+
+
+def predict(
+    case: Case, *, limits: Limits | None = None, calibration: Calibration = CALIBRATION, view: View = View.SILICON
+) -> Prediction:
+    """Simulate the whole run of the case; `limits` default to those trtllm-bench would choose.
+
+    With View.PHYSICAL_LIMIT and UNCALIBRATED the result is what arithmetic and bandwidth of the GPU allow at best.
+    Raises UsageError for a case that is no workload on a GPU of the catalog, DoesNotFit when it needs more memory
+    than there is, EngineError where operator times are missing.
+    """
+    workload = _workload(case)
+    deployment = _deployment(case)
+    lengths = request_lengths(workload)
+    limits = limits or default_limits(case, lengths)
+    memory, per_lane = _memory(deployment, limits)
+    times = operators.operator_times(deployment, view)
+
+    schedules = []
+    for lane in _lanes(workload, case.layout, lengths):
+        copies, requests, concurrency = lane
+        schedule = simulate(
+            times, requests, limits, kv_tokens=per_lane, concurrency=concurrency, calibration=calibration
+        )
+        schedules.append((copies, schedule))
+    return Prediction(
+        case,
+        tuple(trace for copies, schedule in schedules for trace in schedule.traces * copies),
+        limits,
+        memory,
+        iterations=max(schedule.iterations for _, schedule in schedules),
+        mean_batch=sum(copies * schedule.mean_batch for copies, schedule in schedules),
+        peak_batch=sum(copies * schedule.peak_batch for copies, schedule in schedules),
+        mean_kv=max(schedule.mean_kv for _, schedule in schedules),
+        calibration=calibration,
+        notes=_notes(workload, lengths, limits, case, [schedule for _, schedule in schedules]),
+    )
+
+
+def operator_shares(prediction: Prediction) -> Mapping[str, Mapping[str, float]]:
+    """Shares (0 to 1) of GEMM, attention, all-reduce, pipeline and other.
+
+    `decode` is a typical decode iteration of the run, `prompt` an iteration over one whole mean prompt.
+    """
+    times = operators.operator_times(_deployment(prediction.case))
+    lanes = prediction.case.layout.dp * prediction.case.layout.pp
+    batch = max(1, round(prediction.mean_batch / lanes))
+    prompt = sum(trace.input_tokens for trace in prediction.traces) // len(prediction.traces)
+    return {
+        "decode": _shares(times.decode_shares(batch, max(1, round(prediction.mean_kv)))),
+        "prompt": _shares(times.prompt_shares(prompt)),
+    }
+
+
+def _shares(seconds: Mapping[str, float]) -> Mapping[str, float]:
+    total = sum(seconds.values())
+    return {kind: part / total for kind, part in seconds.items()}
+
+
+def physical_limit(prediction: Prediction) -> Prediction:
+    """The same run, every operator at the speed of light of the GPU: nothing real can be faster."""
+    return predict(prediction.case, limits=prediction.limits, calibration=UNCALIBRATED, view=View.PHYSICAL_LIMIT)
+
+
+def default_limits(
+    case: Case,
+    lengths: Sequence[tuple[int, int]] | None = None,
+    *,
+    kv_fraction: float = KV_FRACTION,
+    chunked: bool = True,
+) -> Limits:
+    """What trtllm-bench 1.2 and later would choose for this case, chunked prefill included."""
+    lengths = lengths or request_lengths(_workload(case))
+    return bench_limits(
+        case.model,
+        case.recipe,
+        case.layout,
+        gpu_memory=operators.gpu_memory(gpu_named(case.hardware).operator_tables),
+        isl=sum(isl for isl, _ in lengths) / len(lengths),
+        osl=sum(osl for _, osl in lengths) / len(lengths),
+        longest_prompt=max(isl for isl, _ in lengths),
+        kv_fraction=kv_fraction,
+        chunked_prefill=chunked,
+    )
+
+
+def memory_of(case: Case, limits: Limits | None = None) -> Memory:
+    """Memory of one GPU and KV capacity, without simulating anything. Raises DoesNotFit."""
+    return _memory(_deployment(case), limits or default_limits(case))[0]
+
+
+def _workload(case: Case) -> Workload:
+    if isinstance(case.work, Task):
+        raise UsageError(f"{case}: speed can be predicted, the accuracy of {case.work} cannot")
+    return case.work
+
+
+def _deployment(case: Case) -> Deployment:
+    tables = gpu_named(case.hardware).operator_tables
+    return Deployment(case.model, case.recipe, Layout(case.layout.tp, case.layout.pp), tables)
+
+
+def _lanes(
+    workload: Workload, layout: Layout, lengths: Sequence[tuple[int, int]]
+) -> list[tuple[int, list[Request], int | None]]:
+    """Requests dealt out to replicas and pipeline stages: (how many alike, requests, concurrency) for each.
+
+    A pipeline of pp stages works on pp batches at once, each the whole model deep, so a batch is simulated for
+    itself; with fewer requests in flight than stages the pipeline runs part empty.
+    """
+    arrivals = arrival_times(workload)
+    in_flight = workload.concurrency or len(lengths)
+    ways = min(layout.dp * layout.pp, in_flight, len(lengths))
+    lanes: list[tuple[int, list[Request], int | None]] = []
+    for lane in range(ways):
+        requests = [Request(*lengths[i], arrivals[i] if arrivals else None) for i in range(lane, len(lengths), ways)]
+        share = None if workload.concurrency is None else len(range(lane, workload.concurrency, ways))
+        if lanes and lanes[-1][1:] == (requests, share):
+            lanes[-1] = (lanes[-1][0] + 1, requests, share)
+        else:
+            lanes.append((1, requests, share))
+    return lanes
+
+
+def _memory(deployment: Deployment, limits: Limits) -> tuple[Memory, int]:
+    """(memory of one GPU, KV tokens of one batch): a GPU holds 1/pp of the layers of pp batches."""
+    device: DeviceMemory = operators.device_memory(deployment, limits.max_num_tokens)
+    free = device.capacity - device.weights - device.other
+    if free <= 0:
+        gib = 2.0**30
+        raise DoesNotFit(
+            f"{deployment.model} {deployment.recipe} {deployment.layout}: {device.weights / gib:.1f} GiB of weights "
+            f"and {device.other / gib:.1f} GiB of working memory exceed the {device.capacity / gib:.0f} GiB of one "
+            f"{deployment.tables}; use more GPUs (tp, pp) or a smaller recipe"
+        )
+    cache = free * limits.kv_fraction
+    per_lane = int(cache // device.kv_per_token)
+    return Memory(device.capacity, device.weights, device.other, cache, per_lane * deployment.layout.pp), per_lane
+
+
+def _notes(
+    workload: Workload,
+    lengths: Sequence[tuple[int, int]],
+    limits: Limits,
+    case: Case,
+    schedules: Sequence[Schedule],
+) -> tuple[str, ...]:
+    """What a reader of the numbers must know: everything outside what was measured, and every assumption."""
+    notes = operators.beyond_measured(
+        _deployment(case),
+        prompt=max(isl for isl, _ in lengths),
+        iteration=min(limits.max_num_tokens, sum(isl for isl, _ in lengths)),
+        sequence=max(isl + osl for isl, osl in lengths),
+        batch=max(schedule.peak_batch for schedule in schedules),
+        cached=max(schedule.peak_cached for schedule in schedules),
+    )
+    if workload.lengths != "constant":
+        notes.append(DISTRIBUTIONS[workload.lengths].note)
+    if case.layout.pp > 1 and workload.concurrency != 1:
+        notes.append("the pipeline is taken to be full at all times: an upper bound")
+    if workload.arrival_rate is not None or (workload.concurrency or 0) > 1:
+        notes.append("time to first token below saturation is known to come out too low (0.6x)")
+    return tuple(notes)
