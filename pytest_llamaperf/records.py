@@ -1,0 +1,86 @@
+"""What is left of a finished test: plain values that cross processes and become JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pytest_llamaperf.verdicts import Outcome, Verdict
+
+
+@dataclass(frozen=True)
+class Result:
+    """One metric of one case as it was judged: an entry of `results` in run.json.
+
+    `value`, `low`, `high` and `values` are in `unit`; `baseline` is None where nothing was promised. Of an outcome
+    `error` there is no metric and no value.
+    """
+
+    nodeid: str
+    case: Mapping[str, Any]
+    metric: str | None
+    unit: str | None
+    better: str | None
+    source: str | None
+    values: tuple[float, ...]
+    value: float | None
+    low: float | None
+    high: float | None
+    baseline: Mapping[str, Any] | None
+    outcome: str
+    message: str
+    notes: tuple[str, ...] = ()
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_verdict(cls, nodeid: str, verdict: Verdict) -> Result:
+        summary = verdict.summary
+        return cls(
+            nodeid,
+            verdict.case.to_dict(),
+            summary.metric.name,
+            summary.metric.unit,
+            summary.metric.better.value,
+            summary.source.value,
+            summary.values,
+            summary.value,
+            summary.low,
+            summary.high,
+            verdict.baseline.to_dict() if verdict.baseline else None,
+            verdict.outcome.value,
+            verdict.reason,
+            verdict.notes,
+            verdict.fingerprint.to_dict(),
+        )
+
+    @classmethod
+    def of_error(cls, nodeid: str, case: Mapping[str, Any], message: str) -> Result:
+        """A case whose value could not be had: an error is never a regression, and never a pass."""
+        return cls(nodeid, case, None, None, None, None, (), None, None, None, None, Outcome.ERROR.value, message)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Result:
+        return cls(**{**data, "values": tuple(data["values"]), "notes": tuple(data["notes"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TestRecord:
+    """A finished test: passed, failed, error or skipped; `reason` says why where it did not pass. Seconds."""
+
+    nodeid: str
+    outcome: str
+    duration: float
+    reason: str = ""
+    results: tuple[Result, ...] = ()
+
+    __test__ = False  # not a test class, whatever pytest reads into its name
+
+    def to_dict(self, *, with_results: bool = True) -> dict[str, Any]:
+        fields = asdict(self)
+        if not with_results:
+            del fields["results"]
+        return fields
