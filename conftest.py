@@ -1,0 +1,1 @@
+"""Suites and tests use the installed plugin; nothing is loaded here on purpose."""

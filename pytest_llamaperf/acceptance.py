@@ -1,0 +1,117 @@
+"""One pytest session's view of the product under test: hardware, engine, promises, and what was measured so far."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from pytest_llamaperf.baselines import BaselineBook, read_baselines, yaml_to_add
+from pytest_llamaperf.cases import Case
+from pytest_llamaperf.engines import PREDICTED, Opener, readiness
+from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.hardware import CPU, Machine, find_machine
+from pytest_llamaperf.measurements import Measurement
+from pytest_llamaperf.measuring import measure
+from pytest_llamaperf.metrics import Metric
+from pytest_llamaperf.settings import AUTO, Settings
+from pytest_llamaperf.verdicts import Outcome, Verdict, judge
+from pytest_llamaperf.wording import shown_path
+
+
+class Acceptance:
+    """What is slow to find out is found out when first asked for: most pytest runs never ask."""
+
+    def __init__(self, settings: Settings, openers: Mapping[str, Opener]) -> None:
+        self.settings = settings
+        self.openers = openers
+        self._books: dict[str, BaselineBook] = {}
+        self._measured: dict[str, Measurement] = {}
+
+    @functools.cached_property
+    def machine(self) -> Machine:
+        return find_machine()
+
+    @functools.cached_property
+    def gpu(self) -> str:
+        """The hardware this run is about."""
+        return self.machine.hardware if self.settings.gpu == AUTO else self.settings.gpu
+
+    @functools.cached_property
+    def engine_kind(self) -> str:
+        """What runs the cases, `predicted` included."""
+        if self.settings.engine != AUTO:
+            return self.settings.engine
+        return "torch" if self.gpu == CPU else "tensorrt-llm"
+
+    @property
+    def measures(self) -> bool:
+        return self.engine_kind != PREDICTED
+
+    @property
+    def engine_under_test(self) -> str:
+        """The engine that cases are about: a prediction is about TensorRT-LLM."""
+        return self.engine_kind if self.measures else "tensorrt-llm"
+
+    def check_options(self) -> None:
+        """Refuse at the start what the command line alone shows to be impossible. Raises UsageError."""
+        if self.settings.gpu != AUTO:
+            self.check_possible()
+
+    def check_possible(self) -> None:
+        """Refuse, with what would work, a run that this machine cannot do as asked. Raises UsageError."""
+        if not self.measures and self.gpu == CPU:
+            raise UsageError("--engine predicted needs the GPU to predict: add --gpu h100, --gpu h200 or --gpu b200")
+        if self.measures and self.gpu != CPU and not self.machine.count(self.gpu):
+            raise UsageError(
+                f"--gpu {self.gpu}: there is none in this machine; found: {self.machine}.\n"
+                f"These would work here:\n"
+                f"  pytest suites/ --gpu {self.gpu} --engine predicted   (NVIDIA's operator times; needs no GPU)\n"
+                f"  pytest suites/ --gpu cpu                     (the embedded model on this machine)"
+            )
+
+    def check_engine(self) -> None:
+        """Refuse a kind of engine that cannot work here. Raises UsageError."""
+        ready = readiness(self.engine_kind, self.openers)
+        if not ready.ready:
+            raise UsageError(f"--engine {self.engine_kind}: {ready.detail}; `llamaperf doctor` shows what works here")
+
+    def runs_here(self, case: Case) -> bool:
+        """Whether this run is about the case's hardware; a prediction can be about any."""
+        return not self.measures or case.hardware == self.gpu
+
+    def missing_gpus(self, case: Case) -> str | None:
+        """`needs 8 H200, found 1`, or None where the case fits into this machine."""
+        if not self.measures or case.hardware == CPU:
+            return None
+        found = self.machine.count(case.hardware)
+        if found >= case.layout.gpus:
+            return None
+        return f"needs {case.layout.gpus} {case.hardware.upper()}, found {found}"
+
+    def book(self, hardware: str) -> BaselineBook:
+        """The promises for a GPU. Raises DocumentError."""
+        if hardware not in self._books:
+            self._books[hardware] = read_baselines(self.settings.baselines, hardware)
+        return self._books[hardware]
+
+    def measure(self, case: Case) -> Measurement:
+        """Measured, or predicted, once a session: tests that compare two cases find both here."""
+        if case.id not in self._measured:
+            opener = self.openers[self.engine_kind]
+            self._measured[case.id] = measure(case, opener, restarts=self.settings.restarts)
+        return self._measured[case.id]
+
+    def judge(self, measurement: Measurement, metric: Metric) -> Verdict:
+        promise = self.book(measurement.case.hardware).find(measurement.case, metric)
+        return judge(measurement.case, measurement.of(metric), promise, measurement.notes, measurement.fingerprint)
+
+    def yaml_hint(self, verdict: Verdict) -> str:
+        """What to write where, so that a value without a promise gets one."""
+        path = self.book(verdict.case.hardware).path_for(verdict.case)
+        return (
+            f"to promise it, add under `promises:` in {shown_path(path)}:\n{yaml_to_add(verdict.case, verdict.summary)}"
+        )
+
+    def blocks(self, verdict: Verdict) -> bool:
+        """Whether a verdict fails its test: a broken promise always, missing evidence under the gate."""
+        return verdict.outcome is Outcome.REGRESSION or (self.settings.gate and verdict.outcome is not Outcome.PASS)

@@ -1,0 +1,114 @@
+"""What the fixtures hand to a test: measure, predict, check. Errors become short failures, never tracebacks of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
+
+import pytest
+
+from pytest_llamaperf.acceptance import Acceptance
+from pytest_llamaperf.cases import Case
+from pytest_llamaperf.engines import PREDICTED, Engine, built_in_openers
+from pytest_llamaperf.errors import EngineError, LlamaperfError
+from pytest_llamaperf.measurements import Measurement
+from pytest_llamaperf.measuring import measure
+from pytest_llamaperf.metrics import Metric
+from pytest_llamaperf.records import Result
+from pytest_llamaperf.runs import to_json
+from pytest_llamaperf.verdicts import Outcome, Verdict
+
+# The user property under which results travel: over pytest-xdist to the process that reports, and into JUnit.
+PROPERTY = "llamaperf"
+
+T = TypeVar("T")
+
+
+class Measure:
+    """`measure(case)`: see the fixture."""
+
+    def __init__(self, acceptance: Acceptance, item: pytest.Item) -> None:
+        self._acceptance, self._item = acceptance, item
+
+    def __call__(self, case: Case) -> Measurement:
+        __tracebackhide__ = True
+        return _or_fail(self._item, case, lambda: self._acceptance.measure(case))
+
+
+class Predict:
+    """`predict(case)`: see the fixture."""
+
+    def __init__(self, item: pytest.Item) -> None:
+        self._item = item
+
+    def __call__(self, case: Case) -> Measurement:
+        __tracebackhide__ = True
+        return _or_fail(self._item, case, lambda: measure(case, built_in_openers()[PREDICTED], restarts=1))
+
+
+class BaselineCheck:
+    """Promises of the run, asked about one test's measurements."""
+
+    def __init__(self, acceptance: Acceptance, item: pytest.Item) -> None:
+        self._acceptance, self._item = acceptance, item
+
+    def check(self, measurement: Measurement, *metrics: Metric) -> None:
+        """Judge every metric, then fail with all that is wrong at once; or skip, saying what is missing.
+
+        Without --gate a broken promise fails, and a missing or inconclusive one skips. With it, both fail.
+        """
+        __tracebackhide__ = True
+        if not metrics:
+            pytest.fail("baseline.check needs a metric, as in baseline.check(run, OUTPUT_THROUGHPUT)", pytrace=False)
+        verdicts = _or_fail(
+            self._item, measurement.case, lambda: [self._acceptance.judge(measurement, metric) for metric in metrics]
+        )
+        for verdict in verdicts:
+            _attach(self._item, Result.of_verdict(self._item.nodeid, verdict))
+        told = "\n\n".join(self._told(v) for v in verdicts if v.outcome is not Outcome.PASS)
+        if any(self._acceptance.blocks(verdict) for verdict in verdicts):
+            pytest.fail(told, pytrace=False)
+        if told:
+            pytest.skip(told)
+
+    def _told(self, verdict: Verdict) -> str:
+        """With the YAML that would turn a measured value without a promise into one."""
+        if verdict.outcome is Outcome.NO_BASELINE and self._acceptance.measures:
+            return f"{verdict}\n{self._acceptance.yaml_hint(verdict)}"
+        return str(verdict)
+
+
+@contextlib.contextmanager
+def opened_engine(acceptance: Acceptance, item: pytest.Item, case: Case) -> Iterator[Engine]:
+    """An open engine for the case, closed whatever becomes of the test."""
+    engine = _or_fail(item, case, lambda: acceptance.openers[acceptance.engine_kind](case))
+    with contextlib.closing(engine):
+        yield engine
+
+
+def results_of(report: pytest.TestReport) -> tuple[Result, ...]:
+    """What a finished test reported, wherever it ran."""
+    return tuple(Result.from_dict(json.loads(str(text))) for name, text in report.user_properties if name == PROPERTY)
+
+
+def _attach(item: pytest.Item, result: Result) -> None:
+    item.user_properties.append((result.metric or "error", f"{result.outcome}: {result.message}"))
+    item.user_properties.append((PROPERTY, to_json(result.to_dict())))
+
+
+def _or_fail(item: pytest.Item, case: Case, work: Callable[[], T]) -> T:
+    __tracebackhide__ = True
+    try:
+        return work()
+    except EngineError as problem:
+        _attach(item, Result.of_error(item.nodeid, case.to_dict(), str(problem)))
+        _fail(f"{case}\n  error, not a regression: {problem}")
+    except LlamaperfError as problem:
+        _fail(str(problem))
+
+
+def _fail(message: str) -> NoReturn:
+    __tracebackhide__ = True
+    pytest.fail(message, pytrace=False)

@@ -1,0 +1,129 @@
+"""Collection: tests get their cases, and what this run cannot be about is left out, or refused, with the reason."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import pytest
+
+from pytest_llamaperf.acceptance import Acceptance
+from pytest_llamaperf.cases import Case
+from pytest_llamaperf.errors import DocumentError, UsageError
+from pytest_llamaperf.selection import selected_cases
+from pytest_llamaperf.wording import counted
+
+_PROBLEMS = pytest.StashKey[list[str]]()
+_ELSEWHERE = pytest.StashKey[int]()
+# The key under which a worker of pytest-xdist says why it ran nothing.
+REFUSAL = "llamaperf_refusal"
+
+
+def parametrize_cases(metafunc: pytest.Metafunc, acceptance: Acceptance) -> None:
+    """Give the test a parameter `case` for each case of its markers; what is wrong is kept for `narrow` to tell."""
+    markers = [m for m in metafunc.definition.iter_markers() if m.name in ("cases", "promised")]
+    if not markers:  # `case` is a common word: another project's fixture or parameter is no business of ours
+        return
+    cases: list[Case] = []
+    try:
+        cases = selected_cases(
+            markers, gpu=acceptance.gpu, engine=acceptance.engine_under_test, book_for=acceptance.book
+        )
+    except DocumentError as problem:  # says file and line by itself, and is met by every test that reads the file
+        metafunc.config.stash.setdefault(_PROBLEMS, []).append(str(problem))
+    except UsageError as problem:
+        told = f"{metafunc.definition.nodeid}: {problem}"
+        metafunc.config.stash.setdefault(_PROBLEMS, []).append(told)
+    metafunc.parametrize("case", cases, ids=[case.id for case in cases], indirect=True)
+
+
+def narrow(config: pytest.Config, items: list[pytest.Item], acceptance: Acceptance) -> None:
+    """Refuse what is wrong, deselect cases of other hardware, skip those that need more GPUs than there are.
+
+    Raises pytest.UsageError with everything that is wrong with markers, baselines and engine at once.
+    """
+    problems: list[str] = config.stash.setdefault(_PROBLEMS, [])
+    if problems:
+        _refuse(config, items, "\n".join(dict.fromkeys(problems)))
+        return
+    here = [item for item in items if (case := case_of(item)) is None or acceptance.runs_here(case)]
+    if len(here) < len(items):
+        kept = set(here)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        config.stash[_ELSEWHERE] = len(items) - len(here)
+        items[:] = here
+    cases = [case for item in items if (case := case_of(item))]
+    if not cases:
+        return
+    try:
+        for hardware in sorted({case.hardware for case in cases}):
+            acceptance.book(hardware)
+        if not only_looks(config):
+            acceptance.check_possible()
+            acceptance.check_engine()
+            _refuse_measuring_side_by_side(config, acceptance)
+    except UsageError as problem:
+        _refuse(config, items, str(problem))
+        return
+    for item in items:
+        case = case_of(item)
+        missing = None if case is None or only_looks(config) else acceptance.missing_gpus(case)
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=missing))
+
+
+def _refuse_measuring_side_by_side(config: pytest.Config, acceptance: Acceptance) -> None:
+    if acceptance.measures and hasattr(config, "workerinput"):
+        raise UsageError(
+            f"-n with --engine {acceptance.engine_kind}: engines measured side by side slow each other down; "
+            "run without -n (predictions may use it)"
+        )
+
+
+def _refuse(config: pytest.Config, items: list[pytest.Item], problem: str) -> None:
+    """A worker of pytest-xdist that raises takes the session down with an internal error, so it runs nothing and
+    tells the controlling process, which ends the session as a usage error."""
+    output: dict[str, object] | None = getattr(config, "workeroutput", None)
+    if output is None:
+        raise pytest.UsageError(problem)
+    output[REFUSAL] = problem
+    items.clear()
+
+
+def only_looks(config: pytest.Config) -> bool:
+    """Whether this session runs no test: what it shows is true on any machine."""
+    shows = ("collectonly", "help", "version", "markers", "showfixtures", "show_fixtures_per_test")
+    return any(config.getoption(name, False) for name in shows)
+
+
+def told_after_collection(config: pytest.Config, acceptance: Acceptance) -> list[str]:
+    """What became of the cases this run is not about, so that nobody takes a short run for a whole one."""
+    elsewhere = config.stash.get(_ELSEWHERE, 0)
+    if not elsewhere:
+        return []
+    left_out = f"{counted(elsewhere, 'case')} of other hardware left out"
+    hint = "--gpu h200 --engine predicted predicts them without a GPU"
+    return [f"llamaperf: this run is about {acceptance.gpu}; {left_out} ({hint})"]
+
+
+def case_of(item: pytest.Item) -> Case | None:
+    """The case a test was collected for, if it has one."""
+    call = getattr(item, "callspec", None)
+    case = call.params.get("case") if call else None
+    return case if isinstance(case, Case) else None
+
+
+def refuse_unusable_distribution(config: pytest.Config) -> None:
+    """Refuse ways of pytest-xdist that would give wrong results without a word. Raises UsageError.
+
+    pytest 9.2 no longer reads the attribute in which pytest-xdist 3.8 leaves a test's group, so that
+    `--dist loadgroup` scatters the tests it should keep together.
+    """
+    if not config.pluginmanager.hasplugin("xdist") or not config.getoption("tx", None):
+        return
+    reads_group = any("_nodeid" in vars(cls).get("__slots__", ()) for cls in pytest.Item.__mro__)
+    xdist = version("pytest-xdist")
+    if config.getoption("dist") == "loadgroup" and not reads_group and xdist.startswith(("2.", "3.")):
+        raise UsageError(
+            f"--dist loadgroup groups nothing with pytest {pytest.__version__} and pytest-xdist {xdist}; "
+            "use --dist loadfile, which keeps the tests of a file together"
+        )

@@ -1,0 +1,117 @@
+"""Which GPUs are in this machine, asked of the driver (NVML) and never guessed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pytest_llamaperf.catalog import gpus
+
+CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class FoundGpu:
+    """One GPU as the driver reports it; `name` is the catalog's, or None for a product it does not list."""
+
+    name: str | None
+    product: str
+    memory: int
+    uuid: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`problem` says why the driver could not be asked, if it could not."""
+
+    gpus: tuple[FoundGpu, ...]
+    driver: str | None
+    processor: str
+    problem: str | None = None
+
+    @property
+    def hardware(self) -> str:
+        """What `--gpu auto` means here: the most numerous GPU of the catalog, else cpu."""
+        known = Counter(gpu.name for gpu in self.gpus if gpu.name)
+        return known.most_common(1)[0][0] if known else CPU
+
+    def count(self, name: str) -> int:
+        """GPUs of this catalog name."""
+        return sum(gpu.name == name for gpu in self.gpus)
+
+    def to_dict(self) -> dict[str, object]:
+        """The machine's part of run.json."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """For the sentence `found: ...`."""
+        products = Counter(gpu.product for gpu in self.gpus)
+        listed = ", ".join(f"{count} x {product}" for product, count in products.items()) or "no NVIDIA GPU"
+        return f"{listed} ({self.problem})" if self.problem else listed
+
+
+def find_machine() -> Machine:
+    """The GPUs this process may use: those of CUDA_VISIBLE_DEVICES, where a scheduler has set it, else all.
+
+    Never raises for a machine without GPU or driver, or for a GPU that is lost: says so in `problem`.
+    """
+    import pynvml
+
+    found, lost = [], []
+    try:
+        with _nvml():
+            driver = str(pynvml.nvmlSystemGetDriverVersion())
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                try:
+                    found.append((index, _found(index)))
+                except pynvml.NVMLError as problem:
+                    lost.append(f"GPU {index}: {problem}")
+    except pynvml.NVMLError as problem:
+        return Machine((), None, _processor(), str(problem))
+    visible = tuple(gpu for index, gpu in found if _is_visible(index, gpu))
+    return Machine(visible, driver, _processor(), "; ".join(lost) or None)
+
+
+def _is_visible(index: int, gpu: FoundGpu) -> bool:
+    """By number or by the beginning of the UUID, as CUDA reads the variable."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return True
+    entries = [entry.strip() for entry in listed.split(",") if entry.strip()]
+    return any(entry == str(index) or (entry.startswith("GPU-") and gpu.uuid.startswith(entry)) for entry in entries)
+
+
+@contextlib.contextmanager
+def _nvml() -> Iterator[None]:
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _found(index: int) -> FoundGpu:
+    import pynvml
+
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    product = str(pynvml.nvmlDeviceGetName(handle))
+    name = next((gpu.name for gpu in gpus().values() if product in gpu.nvml_names), None)
+    return FoundGpu(
+        name, product, int(pynvml.nvmlDeviceGetMemoryInfo(handle).total), str(pynvml.nvmlDeviceGetUUID(handle))
+    )
+
+
+def _processor() -> str:
+    """The processor's product name where Linux tells it, else its architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()

@@ -1,0 +1,112 @@
+"""Table of contents of the pytest plugin: options, hooks and fixtures. The work is done where they point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pytest_llamaperf import hookspec
+from pytest_llamaperf.acceptance import Acceptance
+from pytest_llamaperf.cases import Case, Task, Workload
+from pytest_llamaperf.checking import BaselineCheck, Measure, Predict, opened_engine
+from pytest_llamaperf.collecting import (
+    narrow,
+    only_looks,
+    parametrize_cases,
+    refuse_unusable_distribution,
+    told_after_collection,
+)
+from pytest_llamaperf.engines import Engine, Opener, built_in_openers
+from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.selection import MARKERS
+from pytest_llamaperf.settings import Settings, add_options
+
+ACCEPTANCE = pytest.StashKey[Acceptance]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(hookspec)
+
+
+def pytest_llamaperf_engines() -> dict[str, Opener]:
+    return built_in_openers()
+
+
+@pytest.hookimpl(trylast=True)  # after the conftests, which may bring engines
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    brought = config.hook.pytest_llamaperf_engines()
+    acceptance = Acceptance(
+        Settings.from_config(config),
+        {kind: opener for openers in reversed(brought) for kind, opener in openers.items()},
+    )
+    config.stash[ACCEPTANCE] = acceptance
+    if hasattr(config, "workerinput"):
+        return
+    try:
+        if not only_looks(config):
+            acceptance.check_options()
+        refuse_unusable_distribution(config)
+    except UsageError as problem:
+        raise pytest.UsageError(str(problem)) from None
+    from pytest_llamaperf.reporting.reporter import Reporter
+
+    config.pluginmanager.register(Reporter(config, acceptance), "llamaperf-reporter")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    parametrize_cases(metafunc, metafunc.config.stash[ACCEPTANCE])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    narrow(config, items, config.stash[ACCEPTANCE])
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    return told_after_collection(config, config.stash[ACCEPTANCE])
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Case:
+    """The case of this test: hardware, engine, model, recipe, layout, work. Set by the markers of the test."""
+    found = getattr(request, "param", None)
+    if not isinstance(found, Case):
+        pytest.fail("the fixture `case` needs @pytest.mark.cases(...) or @pytest.mark.promised(...)", pytrace=False)
+    return found
+
+
+@pytest.fixture
+def workload(case: Case) -> Workload | Task:
+    """What the case does: requests and their arrival, or an accuracy task."""
+    return case.work
+
+
+@pytest.fixture
+def engine(case: Case, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An open engine for the case, closed after the test. To compare with a promise, use `measure`."""
+    with opened_engine(request.config.stash[ACCEPTANCE], request.node, case) as engine:
+        yield engine
+
+
+@pytest.fixture
+def measure(request: pytest.FixtureRequest) -> Measure:
+    """`measure(case)` runs the case in fresh engines and returns its Measurement; once a session for each case."""
+    return Measure(request.config.stash[ACCEPTANCE], request.node)
+
+
+@pytest.fixture
+def predict(request: pytest.FixtureRequest) -> Predict:
+    """`predict(case)` is what the case should reach by NVIDIA's operator times, as a Measurement."""
+    return Predict(request.node)
+
+
+@pytest.fixture
+def baseline(request: pytest.FixtureRequest) -> BaselineCheck:
+    """`baseline.check(measurement, METRIC, ...)` compares with the promise, and fails or skips the test by it."""
+    return BaselineCheck(request.config.stash[ACCEPTANCE], request.node)

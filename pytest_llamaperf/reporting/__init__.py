@@ -1,0 +1,1 @@
+"""How results leave the session: files, the terminal, the exit status."""

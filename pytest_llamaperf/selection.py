@@ -1,0 +1,90 @@
+"""Which cases a suite's test is about: the markers `cases` and `promised`, read into Case values."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pytest
+
+from pytest_llamaperf.baselines import BaselineBook
+from pytest_llamaperf.cases import Case, Layout
+from pytest_llamaperf.catalog import gpus, model_named, recipe_named, workload_named
+from pytest_llamaperf.errors import UsageError, nearest
+from pytest_llamaperf.metrics import metric_named
+
+MARKERS = (
+    "cases(model, recipe, layout, workload, hardware=all GPUs): a test for every combination; each is a name or a list",
+    "promised(metric, model='*', ...): a test for every case whose baselines promise the metric and match the patterns",
+)
+
+_PARTS = ("model", "recipe", "layout", "workload")
+
+
+def selected_cases(
+    markers: Iterable[pytest.Mark], *, gpu: str, engine: str, book_for: Callable[[str], BaselineBook]
+) -> list[Case]:
+    """The cases of a test's markers for this run, each once, in the order written.
+
+    Raises UsageError naming the argument that is wrong.
+    """
+    cases: dict[str, Case] = {}
+    # pytest gives the marker nearest to the function first; people read from the top.
+    for marker in list(markers)[::-1]:
+        if marker.args:
+            raise UsageError(f"@pytest.mark.{marker.name} takes names, as in {marker.name}(model='llama-3.1-8b')")
+        found = (
+            _combined(marker.kwargs, gpu, engine)
+            if marker.name == "cases"
+            else _promised(marker.kwargs, gpu, engine, book_for)
+        )
+        cases |= {case.id: case for case in found if case.id not in cases}
+    return list(cases.values())
+
+
+def _combined(arguments: Mapping[str, Any], gpu: str, engine: str) -> list[Case]:
+    _refuse_unknown("cases", arguments, (*_PARTS, "hardware"))
+    missing = [part for part in _PARTS if part not in arguments]
+    if missing:
+        raise UsageError(f"@pytest.mark.cases needs {', '.join(missing)}")
+    allowed = _names(arguments.get("hardware", tuple(gpus())))
+    for name in allowed:
+        if name != "cpu" and name not in gpus():
+            raise UsageError(f"@pytest.mark.cases: unknown hardware {name!r}; {nearest(name, ('cpu', *gpus()))}")
+    hardware = gpu if gpu in allowed else allowed[0]
+    return [
+        Case(hardware, engine, model_named(model), recipe_named(recipe), Layout.parse(layout), workload_named(workload))
+        for model, recipe, layout, workload in itertools.product(*(_names(arguments[part]) for part in _PARTS))
+    ]
+
+
+def _promised(
+    arguments: Mapping[str, Any], gpu: str, engine: str, book_for: Callable[[str], BaselineBook]
+) -> list[Case]:
+    _refuse_unknown("promised", arguments, ("metric", *_PARTS))
+    if "metric" not in arguments:
+        raise UsageError("@pytest.mark.promised needs metric")
+    metric = metric_named(str(arguments["metric"]))
+    patterns = {part: arguments.get(part, "*") for part in _PARTS}
+    book = book_for(gpu)
+    # A promise may be made for another engine than the one that runs, so the book is asked, not compared.
+    named = [dataclasses.replace(entry.case, engine=engine) for entry in book if entry.metric == metric]
+    return [case for case in named if book.find(case, metric) and _matches(case, patterns)]
+
+
+def _matches(case: Case, patterns: Mapping[str, str]) -> bool:
+    found = {"model": case.model, "recipe": case.recipe, "layout": case.layout, "workload": case.work}
+    return all(fnmatchcase(str(found[part]), pattern) for part, pattern in patterns.items())
+
+
+def _refuse_unknown(marker: str, arguments: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in arguments:
+        if name not in known:
+            raise UsageError(f"@pytest.mark.{marker}: unknown argument {name!r}; {nearest(name, known)}")
+
+
+def _names(value: object) -> list[str]:
+    return [str(value)] if isinstance(value, str) else [str(name) for name in value]  # type: ignore[attr-defined]

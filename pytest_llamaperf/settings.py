@@ -1,0 +1,129 @@
+"""The options of `pytest`, declared once and read once into a value."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pytest_llamaperf.errors import nearest
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for on the command line; `results` is None where no files are wanted."""
+
+    gpu: str
+    engine: str
+    baselines: Path
+    results: Path | None
+    gate: bool
+    restarts: int
+
+    @classmethod
+    def from_config(cls, config: pytest.Config) -> Settings:
+        return cls(
+            gpu=config.getoption("gpu"),
+            engine=config.getoption("engine"),
+            baselines=config.rootpath / config.getoption("baselines"),
+            results=_path(config, config.getoption("results")),
+            gate=config.getoption("gate"),
+            restarts=config.getoption("restarts"),
+        )
+
+
+def add_options(parser: pytest.Parser) -> None:
+    group = parser.getgroup("llamaperf", "Llama on TensorRT-LLM: are speed and accuracy as promised?")
+    group.addoption(
+        "--gpu",
+        default=AUTO,
+        type=_Name("GPU", _gpu_names),
+        choices=_Names(_gpu_names),
+        metavar="NAME",
+        help="hardware under test: auto (what is in this machine, else cpu), cpu, h100, h200, b200",
+    )
+    group.addoption(
+        "--engine",
+        default=AUTO,
+        type=_Name("engine", _engine_names),
+        choices=_Names(_engine_names),
+        metavar="KIND",
+        help="what runs the cases: auto (tensorrt-llm on a GPU, torch on a CPU), tensorrt-llm, trtllm-bench, torch, "
+        "or predicted (NVIDIA's operator times under a simulated scheduler; needs no GPU, releases nothing)",
+    )
+    group.addoption(
+        "--baselines",
+        default="baselines",
+        metavar="DIR",
+        help="folder of promises, <DIR>/<gpu>/<model>.yaml, relative to the root directory (default: %(default)s)",
+    )
+    group.addoption(
+        "--results",
+        metavar="DIR",
+        help="write DIR/run.jsonl as tests finish and DIR/run.json at the end (default: write nothing)",
+    )
+    group.addoption(
+        "--gate",
+        action="store_true",
+        help="release gate: exit 1 unless every test is a measured pass, and say why",
+    )
+    group.addoption(
+        "--restarts",
+        default=2,
+        type=_at_least_one,
+        metavar="N",
+        help="engine restarts measured for each case; one is never conclusive (default: %(default)s)",
+    )
+
+
+def _path(config: pytest.Config, option: str | None) -> Path | None:
+    return None if option is None else config.invocation_params.dir / option
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 up, not {text!r}")
+    return int(text)
+
+
+def _gpu_names() -> tuple[str, ...]:
+    from pytest_llamaperf.catalog import gpus
+
+    return (AUTO, "cpu", *gpus())
+
+
+def _engine_names() -> tuple[str, ...]:
+    from pytest_llamaperf.engines import KINDS
+
+    return (AUTO, *KINDS)
+
+
+class _Name:
+    """An argparse type that answers an unknown name with the nearest known one."""
+
+    def __init__(self, what: str, names: Callable[[], tuple[str, ...]]) -> None:
+        self._what, self._names = what, names
+
+    def __call__(self, text: str) -> str:
+        known = self._names()
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"unknown {self._what} {text!r}; {nearest(text, known)}")
+        return text
+
+
+class _Names:
+    """Choices read when they are needed: shell completion and errors, not every start of pytest."""
+
+    def __init__(self, names: Callable[[], tuple[str, ...]]) -> None:
+        self._names = names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names()
