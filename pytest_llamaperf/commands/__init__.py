@@ -1,0 +1,43 @@
+"""The command `llamaperf`: one module for each subcommand, heavy imports only inside the functions that need them.
+
+Exit status of all subcommands: 0 yes; 1 no; 2 wrong usage; 3 not enough evidence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pytest_llamaperf.commands.doctor import doctor
+from pytest_llamaperf.commands.predict import predict
+from pytest_llamaperf.errors import LlamaperfError, UsageError
+
+
+class _WrongUsage(click.ClickException):
+    exit_code = 2
+
+
+class _PlainErrors(click.Group):
+    """Messages meant for people are shown as such, with their exit status, and never as a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LlamaperfError as problem:
+            raise (_WrongUsage if isinstance(problem, UsageError) else click.ClickException)(str(problem)) from None
+
+
+@click.group(cls=_PlainErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="pytest-llamaperf")
+def main() -> None:
+    """Llama on NVIDIA TensorRT-LLM: what it should reach, and what this machine can test.
+
+    The tests themselves are run by pytest:  pytest suites/ --gpu h200
+
+    Completion of names in bash:  eval "$(_LLAMAPERF_COMPLETE=bash_source llamaperf)"   (zsh_source, fish_source alike)
+    """
+
+
+main.add_command(predict)
+main.add_command(doctor)
