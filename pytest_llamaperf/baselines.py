@@ -18,7 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from pytest_llamaperf.cases import ENGINES, Case, Layout
-from pytest_llamaperf.catalog import case_of_key, gpus, models, recipes
+from pytest_llamaperf.catalog import case_of_key, check_weights, gpus, models, recipes
 from pytest_llamaperf.documents import Section, read_document
 from pytest_llamaperf.errors import DocumentError, UsageError, nearest
 from pytest_llamaperf.measurements import Source, Summary
@@ -144,6 +144,7 @@ def _read_file(path: Path, hardware: str) -> Iterator[Baseline]:
     for key, promise in promises.sections():
         try:
             case = case_of_key(hardware, key)
+            check_weights(case)
         except UsageError as problem:
             raise DocumentError(path, promises.line_of(key), str(problem), where=key) from None
         if case.model.name != path.stem:

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llamaperf.baselines import BaselineBook
 from pytest_llamaperf.cases import Case, Layout
-from pytest_llamaperf.catalog import gpus, model_named, recipe_named, workload_named
+from pytest_llamaperf.catalog import check_weights, gpus, model_named, recipe_named, workload_named
 from pytest_llamaperf.errors import UsageError, nearest
 from pytest_llamaperf.metrics import metric_named
 
@@ -55,10 +55,13 @@ def _combined(arguments: Mapping[str, Any], gpu: str, engine: str) -> list[Case]
         if name != "cpu" and name not in gpus():
             raise UsageError(f"@pytest.mark.cases: unknown hardware {name!r}; {nearest(name, ('cpu', *gpus()))}")
     hardware = gpu if gpu in allowed else allowed[0]
-    return [
+    cases = [
         Case(hardware, engine, model_named(model), recipe_named(recipe), Layout.parse(layout), workload_named(workload))
         for model, recipe, layout, workload in itertools.product(*(_names(arguments[part]) for part in _PARTS))
     ]
+    for case in cases:
+        check_weights(case)
+    return cases
 
 
 def _promised(

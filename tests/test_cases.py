@@ -112,7 +112,19 @@ def test_a_scenario_says_how_requests_arrive(scenario: str, concurrency: int | N
 
 
 @pytest.mark.parametrize(
-    "scenario", ["", "max-thruput", "concurrency", "concurrency-0", "concurrency-1.5", "rate-0", "rate-0.0", "rate-x"]
+    "scenario",
+    [
+        "",
+        "max-thruput",
+        "concurrency",
+        "concurrency-0",
+        "concurrency-1.5",
+        "rate-0",
+        "rate-0.0",
+        "rate-x",
+        "rate-100.0",
+        "rate-07",
+    ],
 )
 def test_an_unknown_scenario_is_refused_with_the_known_ones(scenario: str) -> None:
     with pytest.raises(UsageError) as caught:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pytest_llamaperf.cases import ENGINES, Case, Layout, Number, Workload, check_layout
 from pytest_llamaperf.catalog import (
     case_of_key,
+    check_weights,
     gpu_named,
     gpus,
     model_named,
@@ -110,12 +111,25 @@ def test_modelopt_fp8_quantizes_all_linear_layers_and_the_cache() -> None:
     assert (modelopt.kv_cache, modelopt.bf16_layers) == (Number.FP8, 0)
 
 
+def test_weights_that_cannot_be_loaded_are_refused_with_the_gpus_it_would_take() -> None:
+    """Llama 3.3 70B in BF16: 131.4 GiB. One H200 has 140.4 GiB, one H100 79.6 GiB, two have enough."""
+    key = "tensorrt-llm/llama-3.3-70b/bf16/{}/min-latency-1-1".format
+
+    check_weights(case_of_key("h200", key("tp1")))
+    check_weights(case_of_key("h100", key("tp2")))
+    check_weights(case_of_key("cpu", key("tp1")))
+    with pytest.raises(UsageError, match=r"131\.4 GiB of weights on each GPU.* has 79\.6 GiB; .* at least 2 GPUs"):
+        check_weights(case_of_key("h100", key("tp1")))
+    with pytest.raises(UsageError, match=r"131\.4 GiB of weights on each GPU"):
+        check_weights(case_of_key("h100", key("dp8")))
+
+
 @pytest.mark.parametrize(
     ("name", "memory", "bandwidth", "fp8", "product"),
     [
-        ("h100", 80e9, 3.35e12, 1979e12, "NVIDIA H100 80GB HBM3"),
-        ("h200", 141e9, 4.8e12, 1979e12, "NVIDIA H200"),
-        ("b200", 180e9, 7.7e12, 4500e12, "NVIDIA B200"),
+        ("h100", 81_559 * 2**20, 3.35e12, 1979e12, "NVIDIA H100 80GB HBM3"),
+        ("h200", 143_771 * 2**20, 4.8e12, 1979e12, "NVIDIA H200"),
+        ("b200", 180 * 2**30, 7.7e12, 4500e12, "NVIDIA B200"),
     ],
 )
 def test_gpus_are_as_their_datasheets_say(name: str, memory: float, bandwidth: float, fp8: float, product: str) -> None:
@@ -262,7 +276,7 @@ def cases(draw: st.DrawFn) -> Case:
     scenario = draw(
         st.sampled_from(["max-throughput", "min-latency"])
         | st.integers(1, 4096).map("concurrency-{}".format)
-        | st.integers(1, 10**6).map(lambda rate: f"rate-{rate / 100}")
+        | st.integers(1, 10**6).map(lambda rate: f"rate-{rate / 100:g}")
     )
     drawn = st.just(Workload(scenario, 289, 291, 1, lengths="openorca"))
     work = draw(drawn | st.just(Workload(scenario, *lengths, requests=1)))

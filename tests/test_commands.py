@@ -102,10 +102,10 @@ def test_a_case_that_does_not_fit_says_so_beside_those_that_do(llamaperf: Any) -
     assert "llama-3.1-405b on h200 | min-latency, predicted" in result.stdout or "h200/" in result.stdout
 
 
-def test_nothing_that_fits_is_exit_one(llamaperf: Any) -> None:
+def test_nothing_that_fits_is_exit_two(llamaperf: Any) -> None:
     result = llamaperf("predict", "llama-3.1-405b", "--gpu", "h100", "--recipe", "bf16")
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "94.5 GiB of weights" in result.stdout.replace("\n", " ")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import subprocess
@@ -573,6 +574,7 @@ def test_missing_gpus_name_the_commands_that_would_work(pytester: pytest.Pyteste
         ('layout="tp3"', "*tp3: llama-3.1-8b has 32 attention heads and 8 KV heads*these do: tp1, tp2, tp4, tp8*"),
         ('layout="8gpus"', "*unknown layout '8gpus'; write tp8*"),
         ('workload="min-latency-200000-1"', "*llama-3.1-8b reads at most 131,072 tokens*"),
+        ('model="llama-3.1-405b"', "*756.0 GiB of weights on each GPU, and a H200*at least 6 GPUs (tp, pp)*"),
         ('workload="fastest"', "*unknown workload 'fastest'*"),
         ('hardware="h20"', "*unknown hardware 'h20'; did you mean 'h200'?*"),
         ('layouts="tp1"', "*unknown argument 'layouts'; did you mean 'layout'?*"),
@@ -627,6 +629,21 @@ def test_an_engine_this_version_lacks_is_a_usage_error(pytester: pytest.Pytester
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --engine torch: this version of pytest-llamaperf brings no torch engine yet*"])
+
+
+def test_predictions_without_their_extra_are_a_usage_error(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promise_prediction(pytester)
+    pytester.makepyfile(PREDICTED)
+    find = importlib.util.find_spec
+    missing = {"aiconfigurator_core": None}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: missing.get(name, find(name, *rest)))
+
+    result = pytester.runpytest("--gpu=h200", "--engine=predicted")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --engine predicted: *pip install 'pytest-llamaperf[[]predict]'*"])
 
 
 def test_a_test_without_marker_is_told_what_it_needs(pytester: pytest.Pytester) -> None:
@@ -691,6 +708,7 @@ def test_loadgroup_is_refused_where_it_groups_nothing(pytester: pytest.Pytester)
     )
 
     refused = pytester.runpytest("-n2", "--dist=loadgroup")
+    (pytester.path / "workers").unlink(missing_ok=True)
     pytester.runpytest("-n2", "--dist=loadgroup", "-p", "no:llamaperf")
 
     scattered = len(set((pytester.path / "workers").read_text().split())) > 1

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,23 @@ def case_of_key(hardware: str, key: str) -> Case:
         raise UsageError(f"a case is written engine/model/recipe/layout/workload, not {key!r}")
     engine, model, recipe, layout, work = parts
     return Case(hardware, engine, model_named(model), recipe_named(recipe), Layout.parse(layout), workload_named(work))
+
+
+def check_weights(case: Case) -> None:
+    """Refuse a case whose weights alone do not fit; whether a KV cache fits beside them is known when it is run.
+
+    Raises UsageError with the GPUs it would take.
+    """
+    gpu = gpus().get(case.hardware)
+    weights = case.recipe.weight_bytes(case.model)
+    share = weights / (case.layout.tp * case.layout.pp)
+    if gpu and share > gpu.memory:
+        gib = 2.0**30
+        raise UsageError(
+            f"{case.model} {case.recipe} {case.layout}: {share / gib:.1f} GiB of weights on each GPU, and a {gpu.title} "
+            f"has {gpu.memory / gib:.1f} GiB; spread them over at least {math.ceil(weights / gpu.memory)} GPUs (tp, pp), "
+            "or use a smaller recipe"
+        )
 
 
 def _requests(scenario: str, isl: int, osl: int) -> int:

@@ -14,7 +14,7 @@ import click
 from pytest_llamaperf.cases import SCENARIOS, Case, Layout, Model, Recipe, Workload
 from pytest_llamaperf.catalog import gpu_named, gpus, model_named, models, recipe_named, recipes, workload_named
 from pytest_llamaperf.commands.names import Names, flat
-from pytest_llamaperf.errors import EngineError, UsageError
+from pytest_llamaperf.errors import DoesNotFit, EngineError, UsageError
 from pytest_llamaperf.wording import amount
 
 if TYPE_CHECKING:
@@ -116,8 +116,9 @@ def predict(
         _write_json(json_path, outcomes)
     if json_path != "-":
         _show(outcomes)
-    if all(isinstance(outcome, EngineError) for _, outcome in outcomes):
-        sys.exit(1)
+    problems = [outcome for _, outcome in outcomes if isinstance(outcome, EngineError)]
+    if len(problems) == len(outcomes):
+        sys.exit(2 if all(isinstance(problem, DoesNotFit) for problem in problems) else 1)
 
 
 def _layouts_of(model: Model, gpus: int) -> list[Layout]:
