@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pytest_llamaperf.baselines import BaselineBook, read_baselines, yaml_to_add
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.engines import PREDICTED, Opener, readiness
-from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.errors import EngineError, UsageError
 from pytest_llamaperf.hardware import CPU, Machine, find_machine
-from pytest_llamaperf.measurements import Measurement
+from pytest_llamaperf.measurements import Measurement, Source
 from pytest_llamaperf.measuring import measure
 from pytest_llamaperf.metrics import Metric
+from pytest_llamaperf.records import Result
 from pytest_llamaperf.settings import AUTO, Settings
 from pytest_llamaperf.verdicts import Outcome, Verdict, judge
 from pytest_llamaperf.wording import shown_path
@@ -25,7 +26,7 @@ class Acceptance:
         self.settings = settings
         self.openers = openers
         self._books: dict[str, BaselineBook] = {}
-        self._measured: dict[str, Measurement] = {}
+        self._measured: dict[Case, Measurement | EngineError] = {}
 
     @functools.cached_property
     def machine(self) -> Machine:
@@ -66,7 +67,7 @@ class Acceptance:
                 f"--gpu {self.gpu}: there is none in this machine; found: {self.machine}.\n"
                 f"These would work here:\n"
                 f"  pytest suites/ --gpu {self.gpu} --engine predicted   (NVIDIA's operator times; needs no GPU)\n"
-                f"  pytest suites/ --gpu cpu                     (the embedded model on this machine)"
+                f"  pytest suites/ --gpu cpu                     (the embedded model; needs the torch engine)"
             )
 
     def check_engine(self) -> None:
@@ -90,20 +91,46 @@ class Acceptance:
 
     def book(self, hardware: str) -> BaselineBook:
         """The promises for a GPU. Raises DocumentError."""
+        if self.settings.baselines_named and not self.settings.baselines.is_dir():
+            raise UsageError(f"--baselines {shown_path(self.settings.baselines)}: there is no such folder")
         if hardware not in self._books:
             self._books[hardware] = read_baselines(self.settings.baselines, hardware)
         return self._books[hardware]
 
     def measure(self, case: Case) -> Measurement:
-        """Measured, or predicted, once a session: tests that compare two cases find both here."""
-        if case.id not in self._measured:
-            opener = self.openers[self.engine_kind]
-            self._measured[case.id] = measure(case, opener, restarts=self.settings.restarts)
-        return self._measured[case.id]
+        """Measured, or predicted, once in this process: tests that compare two cases find both here.
+
+        A case that could not be measured is not tried again: loading an engine takes minutes.
+        """
+        if case not in self._measured:
+            try:
+                found: Measurement | EngineError = self._measure(case)
+            except EngineError as problem:
+                found = problem
+            self._measured[case] = found
+        known = self._measured[case]
+        if isinstance(known, EngineError):
+            raise known
+        return known
+
+    def _measure(self, case: Case) -> Measurement:
+        measurement = measure(case, self.openers[self.engine_kind], restarts=self.settings.restarts)
+        if (measurement.source is Source.PREDICTED) != (self.engine_kind == PREDICTED):
+            raise EngineError(f"{case}: the engine {self.engine_kind} gave a result that is {measurement.source}")
+        return measurement
 
     def judge(self, measurement: Measurement, metric: Metric) -> Verdict:
         promise = self.book(measurement.case.hardware).find(measurement.case, metric)
         return judge(measurement.case, measurement.of(metric), promise, measurement.notes, measurement.fingerprint)
+
+    def unjudged(self, results: Iterable[Result]) -> tuple[str, ...]:
+        """Promises for the hardware of this run that no test asked about."""
+        judged = {(str(result.case["id"]), result.metric) for result in results}
+        return tuple(
+            f"{entry.case.id} {entry.metric}"
+            for entry in self.book(self.gpu)
+            if (entry.case.id, entry.metric.name) not in judged and entry.case.engine == self.engine_under_test
+        )
 
     def yaml_hint(self, verdict: Verdict) -> str:
         """What to write where, so that a value without a promise gets one."""

@@ -236,12 +236,15 @@ class Case:
             "engine": self.engine,
             "model": self.model.name,
             "recipe": self.recipe.name,
+            "layout": str(self.layout),
             "tp": self.layout.tp,
             "pp": self.layout.pp,
             "dp": self.layout.dp,
             "workload": workload.scenario if workload else None,
             "isl": workload.isl if workload else None,
             "osl": workload.osl if workload else None,
+            "lengths": workload.lengths if workload else None,
+            "requests": workload.requests if workload else None,
             "task": None if workload else str(self.work),
         }
 

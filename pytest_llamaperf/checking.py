@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import pytest
 
@@ -22,6 +22,8 @@ from pytest_llamaperf.verdicts import Outcome, Verdict
 
 # The user property under which results travel: over pytest-xdist to the process that reports, and into JUnit.
 PROPERTY = "llamaperf"
+CASE = "llamaperf_case"
+_OURS = (PROPERTY, CASE)
 
 T = TypeVar("T")
 
@@ -88,6 +90,17 @@ def opened_engine(acceptance: Acceptance, item: pytest.Item, case: Case) -> Iter
         yield engine
 
 
+def note_case(item: pytest.Item, case: Case) -> None:
+    """Say what the test is about, also if it never comes to a result."""
+    item.user_properties[:] = [(name, value) for name, value in item.user_properties if name not in _OURS]
+    item.user_properties.append((CASE, case.id))
+
+
+def case_of_report(report: pytest.TestReport) -> str | None:
+    """The id of the case a test is about, wherever it ran."""
+    return next((str(value) for name, value in report.user_properties if name == CASE), None)
+
+
 def results_of(report: pytest.TestReport) -> tuple[Result, ...]:
     """What a finished test reported, wherever it ran."""
     return tuple(Result.from_dict(json.loads(str(text))) for name, text in report.user_properties if name == PROPERTY)
@@ -104,11 +117,8 @@ def _or_fail(item: pytest.Item, case: Case, work: Callable[[], T]) -> T:
         return work()
     except EngineError as problem:
         _attach(item, Result.of_error(item.nodeid, case.to_dict(), str(problem)))
-        _fail(f"{case}\n  error, not a regression: {problem}")
+        told = f"{case}\n  error, not a regression: {str(problem).removeprefix(f'{case}: ')}"
     except LlamaperfError as problem:
-        _fail(str(problem))
-
-
-def _fail(message: str) -> NoReturn:
-    __tracebackhide__ = True
-    pytest.fail(message, pytrace=False)
+        told = str(problem)
+    # Outside the handlers, so that pytest does not show two exceptions where there is one mistake.
+    pytest.fail(told, pytrace=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 
 import pytest
@@ -14,8 +15,11 @@ from pytest_llamaperf.wording import counted
 
 _PROBLEMS = pytest.StashKey[list[str]]()
 _ELSEWHERE = pytest.StashKey[int]()
+_LEFT_OUT = pytest.StashKey[bool]()
 # The key under which a worker of pytest-xdist says why it ran nothing.
 REFUSAL = "llamaperf_refusal"
+# ... and how many tests about a case were deselected there.
+DESELECTED = "llamaperf_deselected"
 
 
 def parametrize_cases(metafunc: pytest.Metafunc, acceptance: Acceptance) -> None:
@@ -48,8 +52,11 @@ def narrow(config: pytest.Config, items: list[pytest.Item], acceptance: Acceptan
     here = [item for item in items if (case := case_of(item)) is None or acceptance.runs_here(case)]
     if len(here) < len(items):
         kept = set(here)
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        config.stash[_ELSEWHERE] = len(items) - len(here)
+        left_out = [item for item in items if item not in kept]
+        for item in left_out:
+            item.stash[_LEFT_OUT] = True
+        config.stash[_ELSEWHERE] = len(left_out)
+        config.hook.pytest_deselected(items=left_out)
         items[:] = here
     cases = [case for item in items if (case := case_of(item))]
     if not cases:
@@ -87,6 +94,18 @@ def _refuse(config: pytest.Config, items: list[pytest.Item], problem: str) -> No
         raise pytest.UsageError(problem)
     output[REFUSAL] = problem
     items.clear()
+
+
+def count_deselected(items: Sequence[pytest.Item]) -> int:
+    """Tests about a case that the user deselected (-k, -m, --deselect), not counting those of other hardware."""
+    return sum(case_of(item) is not None and not item.stash.get(_LEFT_OUT, False) for item in items)
+
+
+def send_deselected(items: Sequence[pytest.Item]) -> None:
+    """From a worker of pytest-xdist to the process that decides."""
+    output: dict[str, object] | None = getattr(items[0].config, "workeroutput", None) if items else None
+    if output is not None:
+        output[DESELECTED] = int(str(output.get(DESELECTED, 0))) + count_deselected(items)
 
 
 def only_looks(config: pytest.Config) -> bool:

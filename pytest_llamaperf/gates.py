@@ -23,10 +23,11 @@ class Decision:
         return not self.reasons
 
 
-def decide(tests: Sequence[TestRecord], *, not_run: int = 0) -> Decision:
+def decide(tests: Sequence[TestRecord], *, not_run: int = 0, deselected: int = 0) -> Decision:
     """Fails closed: no results, a skipped test and a prediction are reasons as good as a regression.
 
-    `not_run` counts tests that were collected but never ran, after Ctrl-C or --maxfail.
+    `not_run` counts tests that were collected but never ran, after Ctrl-C or --maxfail; `deselected` those about a
+    case that -k, -m or --deselect left out.
     """
     results = [result for test in tests for result in test.results]
     reasons: list[str] = []
@@ -34,6 +35,8 @@ def decide(tests: Sequence[TestRecord], *, not_run: int = 0) -> Decision:
         reasons.append("nothing was judged")
     if not_run:
         reasons.append(f"not run: {counted(not_run, 'test')}")
+    if deselected:
+        reasons.append(f"deselected: {counted(deselected, 'test')}")
     reasons += _outcomes(results)
     judged = Counter(result.source for result in results if result.outcome != Outcome.ERROR)
     reasons += [
@@ -42,11 +45,14 @@ def decide(tests: Sequence[TestRecord], *, not_run: int = 0) -> Decision:
         if source != Source.MEASURED
     ]
     judged_badly = {r.nodeid for r in results if r.outcome != Outcome.PASS}
-    reasons += [
-        f"{test.outcome}: {test.nodeid}{': ' + test.reason if test.reason else ''}"
-        for test in tests
-        if test.outcome in ("failed", "error") and test.nodeid not in judged_badly
-    ]
+    for test in tests:
+        if test.outcome == "passed":
+            if test.case and not test.results:
+                reasons.append(f"judged nothing: {test.nodeid}: it has a case and checks no promise")
+            if test.attempts > 1:
+                reasons.append(f"retried: {test.nodeid}: passed at attempt {test.attempts}")
+        elif test.outcome != "skipped" and test.nodeid not in judged_badly:
+            reasons.append(f"{test.outcome}: {test.nodeid}{': ' + test.reason if test.reason else ''}")
     reasons += _skips(test for test in tests if test.outcome == "skipped" and test.nodeid not in judged_badly)
     return Decision(tuple(reasons))
 

@@ -11,7 +11,8 @@ from pytest_llamaperf.engines import Opener
 
 @pytest.hookspec
 def pytest_llamaperf_engines() -> Mapping[str, Opener]:
-    """Kinds of engine by their name for `--engine`, each with the function that opens one for a case.
+    """Engines of your own for kinds that `--engine` knows (tensorrt-llm, trtllm-bench, torch), in place of the plugin's:
+    each kind with the function that opens one for a case. `predicted` stays the plugin's.
 
     For example, in a conftest.py, to measure TensorRT-LLM through a launcher of your own:
 

@@ -70,11 +70,13 @@ class Measurement:
     def versus(self, other: Measurement, metric: Metric) -> Measurement:
         """How many times better than `other` this is, as a measurement of this case with one metric.
 
-        Restarts are paired in order. Raises UsageError unless both have the same source, number of restarts and
-        exactly one difference in the case.
+        Restarts are paired in order. Raises UsageError unless both have the same source, versions and number of
+        restarts, and exactly one difference in the case.
         """
         if self.source is not other.source:
             raise UsageError(f"{self.case} is {self.source}, {other.case} is {other.source}: these never mix")
+        if self.fingerprint.versions != other.fingerprint.versions:
+            raise UsageError(f"{self.case} and {other.case} were run with different versions: nothing to compare")
         ours, theirs = self.of(metric).values, other.of(metric).values
         if len(ours) != len(theirs):
             raise UsageError(f"{self.case} has {len(ours)} restarts, {other.case} has {len(theirs)}: nothing to pair")

@@ -9,15 +9,16 @@ import pytest
 from pytest_llamaperf import hookspec
 from pytest_llamaperf.acceptance import Acceptance
 from pytest_llamaperf.cases import Case, Task, Workload
-from pytest_llamaperf.checking import BaselineCheck, Measure, Predict, opened_engine
+from pytest_llamaperf.checking import BaselineCheck, Measure, Predict, note_case, opened_engine
 from pytest_llamaperf.collecting import (
     narrow,
     only_looks,
     parametrize_cases,
     refuse_unusable_distribution,
+    send_deselected,
     told_after_collection,
 )
-from pytest_llamaperf.engines import Engine, Opener, built_in_openers
+from pytest_llamaperf.engines import Engine, Opener, built_in_openers, opened_by
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.selection import MARKERS
 from pytest_llamaperf.settings import Settings, add_options
@@ -41,15 +42,12 @@ def pytest_llamaperf_engines() -> dict[str, Opener]:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    brought = config.hook.pytest_llamaperf_engines()
-    acceptance = Acceptance(
-        Settings.from_config(config),
-        {kind: opener for openers in reversed(brought) for kind, opener in openers.items()},
-    )
-    config.stash[ACCEPTANCE] = acceptance
-    if hasattr(config, "workerinput"):
-        return
     try:
+        openers = opened_by(config.hook.pytest_llamaperf_engines())
+        acceptance = Acceptance(Settings.from_config(config), openers)
+        config.stash[ACCEPTANCE] = acceptance
+        if hasattr(config, "workerinput"):
+            return
         if not only_looks(config):
             acceptance.check_options()
         refuse_unusable_distribution(config)
@@ -68,6 +66,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     narrow(config, items, config.stash[ACCEPTANCE])
 
 
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    send_deselected(items)
+
+
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     return told_after_collection(config, config.stash[ACCEPTANCE])
 
@@ -78,6 +80,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     found = getattr(request, "param", None)
     if not isinstance(found, Case):
         pytest.fail("the fixture `case` needs @pytest.mark.cases(...) or @pytest.mark.promised(...)", pytrace=False)
+    note_case(request.node, found)
     return found
 
 

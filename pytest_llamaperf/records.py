@@ -67,15 +67,24 @@ class Result:
         return asdict(self)
 
 
+# The outcome of a test that was started and never ended.
+UNFINISHED = "unfinished"
+
+
 @dataclass(frozen=True)
 class TestRecord:
-    """A finished test: passed, failed, error or skipped; `reason` says why where it did not pass. Seconds."""
+    """A test: passed, failed, error, skipped or unfinished; `reason` says why where it did not pass. Seconds.
+
+    `case` is the id of the case it is about, None for a test about none; `attempts` counts how often it was tried.
+    """
 
     nodeid: str
     outcome: str
     duration: float
     reason: str = ""
     results: tuple[Result, ...] = ()
+    case: str | None = None
+    attempts: int = 0
 
     __test__ = False  # not a test class, whatever pytest reads into its name
 

@@ -75,6 +75,10 @@ def run_document(header: RunHeader, tests: Sequence[TestRecord], decision: Decis
 
 def write_atomically(path: Path, text: str) -> None:
     """Either the old content stays or the new one is there whole, also after a crash or a full disk."""
+    path = path.resolve()  # a link stays one, and what it points to is written
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8", errors=_UNPRINTABLE)  # a device or a pipe cannot be replaced
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

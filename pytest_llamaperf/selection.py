@@ -50,14 +50,14 @@ def _combined(arguments: Mapping[str, Any], gpu: str, engine: str) -> list[Case]
     missing = [part for part in _PARTS if part not in arguments]
     if missing:
         raise UsageError(f"@pytest.mark.cases needs {', '.join(missing)}")
-    allowed = _names(arguments.get("hardware", tuple(gpus())))
+    allowed = _names("hardware", arguments.get("hardware", tuple(gpus())))
     for name in allowed:
         if name != "cpu" and name not in gpus():
             raise UsageError(f"@pytest.mark.cases: unknown hardware {name!r}; {nearest(name, ('cpu', *gpus()))}")
     hardware = gpu if gpu in allowed else allowed[0]
     cases = [
         Case(hardware, engine, model_named(model), recipe_named(recipe), Layout.parse(layout), workload_named(workload))
-        for model, recipe, layout, workload in itertools.product(*(_names(arguments[part]) for part in _PARTS))
+        for model, recipe, layout, workload in itertools.product(*(_names(part, arguments[part]) for part in _PARTS))
     ]
     for case in cases:
         check_weights(case)
@@ -72,6 +72,9 @@ def _promised(
         raise UsageError("@pytest.mark.promised needs metric")
     metric = metric_named(str(arguments["metric"]))
     patterns = {part: arguments.get(part, "*") for part in _PARTS}
+    for part, pattern in patterns.items():
+        if not isinstance(pattern, str):
+            raise UsageError(f"@pytest.mark.promised: {part} is a pattern such as 'llama-3*', not {pattern!r}")
     book = book_for(gpu)
     # A promise may be made for another engine than the one that runs, so the book is asked, not compared.
     named = [dataclasses.replace(entry.case, engine=engine) for entry in book if entry.metric == metric]
@@ -89,5 +92,9 @@ def _refuse_unknown(marker: str, arguments: Mapping[str, Any], known: Sequence[s
             raise UsageError(f"@pytest.mark.{marker}: unknown argument {name!r}; {nearest(name, known)}")
 
 
-def _names(value: object) -> list[str]:
-    return [str(value)] if isinstance(value, str) else [str(name) for name in value]  # type: ignore[attr-defined]
+def _names(argument: str, value: object) -> list[str]:
+    """One name, or a list of names."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"@pytest.mark.cases: {argument} is a name or a list of names, not {value!r}")
+    return list(names)

@@ -16,11 +16,15 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for on the command line; `results` is None where no files are wanted."""
+    """What was asked for on the command line; `results` is None where no files are wanted.
+
+    `baselines_named` tells a folder somebody asked for from the default, which need not exist yet.
+    """
 
     gpu: str
     engine: str
     baselines: Path
+    baselines_named: bool
     results: Path | None
     gate: bool
     restarts: int
@@ -30,7 +34,8 @@ class Settings:
         return cls(
             gpu=config.getoption("gpu"),
             engine=config.getoption("engine"),
-            baselines=config.rootpath / config.getoption("baselines"),
+            baselines=_path(config, config.getoption("baselines")) or config.rootpath / "baselines",
+            baselines_named=config.getoption("baselines") is not None,
             results=_path(config, config.getoption("results")),
             gate=config.getoption("gate"),
             restarts=config.getoption("restarts"),
@@ -58,9 +63,8 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--baselines",
-        default="baselines",
         metavar="DIR",
-        help="folder of promises, <DIR>/<gpu>/<model>.yaml, relative to the root directory (default: %(default)s)",
+        help="folder of promises, DIR/<gpu>/<model>.yaml (default: baselines, in the root directory)",
     )
     group.addoption(
         "--results",

@@ -190,7 +190,8 @@ def test_a_case_of_a_workload_becomes_plain_values() -> None:
     assert case("tensorrt-llm/llama-3.1-405b/modelopt-fp8/tp4-pp2/concurrency-64-2048-128").to_dict() == {
         "id": "h200/tensorrt-llm/llama-3.1-405b/modelopt-fp8/tp4-pp2/concurrency-64-2048-128",
         "hardware": "h200", "engine": "tensorrt-llm", "model": "llama-3.1-405b", "recipe": "modelopt-fp8",
-        "tp": 4, "pp": 2, "dp": 1, "workload": "concurrency-64", "isl": 2048, "osl": 128, "task": None,
+        "layout": "tp4-pp2", "tp": 4, "pp": 2, "dp": 1, "workload": "concurrency-64", "isl": 2048, "osl": 128,
+        "lengths": "constant", "requests": 3000, "task": None,
     }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def test_one_case_shows_metrics_limits_memory_shares_and_where_they_come_from(ll
         "output_throughput",
         "physical limit",
         "GiB weights",
-        "tokens in all",
+        "KV cache",
         "GEMM",
         "aiconfigurator-core 0.12.0",
     ):

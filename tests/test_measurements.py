@@ -169,12 +169,23 @@ def test_a_ratio_keeps_our_fingerprint_and_the_notes_of_both_once() -> None:
     fingerprint = Fingerprint({"tensorrt_llm": "1.2.1"}, {"max_batch_size": 64})
     samples = {OUTPUT_THROUGHPUT: (50.0,)}
     ours = Measurement(CASE, Source.MEASURED, samples, fingerprint, ("extrapolated", "ours"))
-    theirs = Measurement(OFFICIAL, Source.MEASURED, samples, Fingerprint(), ("theirs", "extrapolated"))
+    theirs = Measurement(
+        OFFICIAL, Source.MEASURED, samples, Fingerprint({"tensorrt_llm": "1.2.1"}), ("theirs", "extrapolated")
+    )
 
     ratio = ours.versus(theirs, OUTPUT_THROUGHPUT)
 
     assert ratio.fingerprint == fingerprint
     assert ratio.notes == ("extrapolated", "ours", "theirs")
+
+
+def test_two_versions_are_no_two_recipes() -> None:
+    samples = {OUTPUT_THROUGHPUT: (50.0,)}
+    ours = Measurement(CASE, Source.MEASURED, samples, Fingerprint({"tensorrt_llm": "1.2.1"}))
+    theirs = Measurement(OFFICIAL, Source.MEASURED, samples, Fingerprint({"tensorrt_llm": "1.1.0"}))
+
+    with pytest.raises(UsageError, match="were run with different versions"):
+        ours.versus(theirs, OUTPUT_THROUGHPUT)
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1e4), st.floats(0.01, 1e4)), min_size=1, max_size=5))

@@ -18,7 +18,10 @@ from pytest_llamaperf.metrics import Metric
 from pytest_llamaperf.predicting import predict
 from pytest_llamaperf.traces import Trace
 
-CASE = case_of_key("h200", "tensorrt-llm/llama-3.1-8b/modelopt-fp8/tp2/min-latency-128-128")
+ONE_REQUEST = Workload("min-latency", 128, 11, requests=1)
+CASE = dataclasses.replace(
+    case_of_key("h200", "tensorrt-llm/llama-3.1-8b/modelopt-fp8/tp2/min-latency-128-11"), work=ONE_REQUEST
+)
 
 
 def answering_in(
@@ -119,17 +122,56 @@ def test_an_engine_that_cannot_be_opened_is_not_closed() -> None:
     def refuse(case: Case) -> Engine:
         raise EngineError(f"{case}: no such checkpoint")
 
-    with pytest.raises(EngineError, match=r"min-latency-128-128: no such checkpoint"):
+    with pytest.raises(EngineError, match=r"min-latency-128-11: no such checkpoint"):
         measure(CASE, refuse, restarts=2)
 
 
-def test_a_run_without_a_finished_request_is_no_measurement_and_closes_the_engine() -> None:
-    workshop = Workshop(Run(()))
+@pytest.mark.parametrize(
+    ("traces", "problem"),
+    [
+        ((), "asked for 1 requests, the engine reports 0; 1 of ISL 128 and OSL 11 are missing"),
+        ((Trace(0.0, 1.0, 2.0, 128, 10),), "asked for 1 requests, the engine reports 1; 1 of ISL 128 and OSL 11 are"),
+        ((Trace(0.0, 1.0, 2.0, 127, 11),), "asked for 1 requests, the engine reports 1; 1 of ISL 128 and OSL 11 are"),
+        ((Trace(0.0, 1.0, 2.0, 128, 11),) * 2, "asked for 1 requests, the engine reports 2; 1 of ISL 128 and OSL 11"),
+    ],
+)
+def test_a_run_that_is_not_the_one_asked_for_is_an_error(traces: tuple[Trace, ...], problem: str) -> None:
+    workshop = Workshop(Run(traces))
 
-    with pytest.raises(ValueError, match="without a finished request"):
+    with pytest.raises(EngineError, match=problem):
         measure(CASE, workshop.open, restarts=1)
 
     assert workshop.log[-1] == "close 1"
+
+
+@pytest.mark.parametrize("failing", ["open", "run", "close"])
+def test_whatever_an_engine_raises_is_an_error_of_the_engine(failing: str) -> None:
+    class Broken:
+        source = Source.MEASURED
+
+        def __init__(self, case: Case) -> None:
+            self.do("open")
+
+        def run(self, workload: Workload) -> Run:
+            self.do("run")
+            return answering_in(11.0)
+
+        def close(self) -> None:
+            self.do("close")
+
+        def do(self, what: str) -> None:
+            if what == failing:
+                raise RuntimeError("CUDA error: out of memory")
+
+    with pytest.raises(EngineError, match="the engine failed: RuntimeError: CUDA error: out of memory"):
+        measure(CASE, Broken, restarts=1)
+
+
+def test_a_reading_that_is_no_number_is_an_error() -> None:
+    workshop = Workshop(answering_in(11.0, readings={metrics.PEAK_MEMORY: float("nan")}))
+
+    with pytest.raises(EngineError, match="the engine reports no number for peak_memory"):
+        measure(CASE, workshop.open, restarts=1)
 
 
 def test_readings_stand_beside_the_metrics_of_the_traces() -> None:

@@ -42,7 +42,7 @@ SEVERAL = pytest.mark.parametrize(
 
 
 def largest(tables: str, table: str, column: str) -> int:
-    _, version = operators.tables_version()
+    _, version = operators.tables_version("h200_sxm")
     (package,) = aiconfigurator_core.__path__
     operator = "gemm" if table == "gemm" else "attention"
     path = Path(package) / "systems" / "data" / tables / operator / "trtllm" / version / f"{table}_perf.parquet"
@@ -68,7 +68,7 @@ def test_the_measured_range_is_that_of_the_tables(tables: str) -> None:
 
 
 def test_the_versions_of_package_and_tables_are_known() -> None:
-    assert operators.tables_version() == ("0.12.0", "1.3.0rc20")
+    assert operators.tables_version("h200_sxm") == ("0.12.0", "1.3.0rc20")
 
 
 # Times.
@@ -355,7 +355,7 @@ def test_model_directories_are_removed(tmp_path: Path, monkeypatch: pytest.Monke
         lambda: OperatorTimes(BF16_8B, View.PHYSICAL_LIMIT),
         lambda: device_memory(BF16_8B, 8192),
         lambda: operators.gpu_memory.__wrapped__("h200_sxm"),
-        lambda: operators.tables_version(),
+        lambda: operators.tables_version.__wrapped__("h200_sxm"),
     ],
     ids=["times", "mixed", "limit", "memory", "gpu", "version"],
 )

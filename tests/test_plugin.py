@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import importlib.util
 import json
 import os
@@ -48,7 +49,8 @@ class Engine:
             raise EngineError("worker died: signal 9")
         seconds = workload.osl / self.speed
         return Run(tuple(
-            Trace(0.0, (i + 0.5) * seconds, (i + 1) * seconds, workload.isl, workload.osl) for i in range(4)
+            Trace(0.0, (i + 0.5) * seconds, (i + 1) * seconds, workload.isl, workload.osl)
+            for i in range(workload.requests)
         ))
 
     def close(self):
@@ -224,7 +226,7 @@ def test_a_case_is_measured_once_a_session_in_as_many_engines_as_restarts(
 def test_the_engine_fixture_is_open_in_the_test_and_closed_after_it(pytester: pytest.Pytester, measured: Any) -> None:
     suite = SUITE.replace("case, measure, baseline", "engine, workload").replace(
         "baseline.check(measure(case), OUTPUT_THROUGHPUT)",
-        "assert engine.open and len(engine.run(workload).traces) == 4 and workload.osl == 8",
+        "assert engine.open and len(engine.run(workload).traces) == workload.requests and workload.osl == 8",
     )
 
     measured(suite=suite).assert_outcomes(passed=1)
@@ -303,6 +305,104 @@ def test_the_gate_blocks_a_session_in_which_nothing_was_judged(pytester: pytest.
 
     assert result.ret == 1
     result.stdout.fnmatch_lines(["  - nothing was judged"])
+
+
+GOOD = {"speeds": [100.0, 101.0]}
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "reason"),
+    [
+        ("def test_cut(): raise KeyboardInterrupt", (), "unfinished: *::test_cut"),
+        ("def test_cut(): import pytest; pytest.exit('gpu lost', returncode=0)", (), "unfinished: *::test_cut"),
+        ("def test_other(case): pass", ("-k", "speed"), "deselected: 1 test"),
+        ("def test_forgot(case, measure): measure(case)", (), "judged nothing: *::test_forgot*"),
+    ],
+)
+def test_the_gate_is_closed_by_what_is_not_a_judged_pass(
+    pytester: pytest.Pytester, measured: Any, more: str, options: tuple[str, ...], reason: str
+) -> None:
+    promise(pytester, 100)
+    marker = SUITE[SUITE.index("@pytest") : SUITE.index("def ")] if "case" in more else ""
+
+    result = measured("--gate", "--results=out", *options, suite=SUITE + marker + more, own_process=True, **GOOD)
+
+    assert result.ret != 0
+    decision = run_json(pytester)["decision"]
+    assert decision["releasable"] is False
+    assert any(fnmatch.fnmatch(found, reason) for found in decision["reasons"])
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "reason"),
+    [
+        ("import pytest; pytest.importorskip('tensorrt_llm_missing')", (), "not collected: test_more.py: *"),
+        ("import tensorrt_llm_missing", ("--continue-on-collection-errors",), "not collected: test_more.py: *"),
+    ],
+)
+def test_the_gate_is_closed_by_a_file_that_is_not_collected(
+    pytester: pytest.Pytester, measured: Any, content: str, options: tuple[str, ...], reason: str
+) -> None:
+    promise(pytester, 100)
+    (pytester.path / "test_more.py").write_text(content)
+
+    result = measured("--gate", "--results=out", *options, **GOOD)
+
+    assert result.ret == 1
+    assert any(fnmatch.fnmatch(found, reason) for found in run_json(pytester)["decision"]["reasons"])
+
+
+def test_the_gate_is_closed_by_a_promise_that_no_test_judged(pytester: pytest.Pytester, measured: Any) -> None:
+    promise(pytester, 100)
+    path = pytester.path / "baselines" / "cpu" / "smollm2-135m.yaml"
+    path.write_text(
+        path.read_text() + "    ttft_median: " + path.read_text().split("output_throughput: ")[1].replace("tok/s", "s")
+    )
+
+    result = measured("--gate", **GOOD)
+
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([f"  - promised and not judged: cpu/{CASE} ttft_median"])
+
+
+def test_nobody_opens_predictions_but_the_plugin(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("def pytest_llamaperf_engines(): return {'predicted': print}")
+
+    result = pytester.runpytest("--gpu=h200")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: pytest_llamaperf_engines: 'predicted' is the plugin's own; *"])
+
+
+def test_a_retried_pass_is_no_pass(pytester: pytest.Pytester, measured: Any) -> None:
+    """As pytest-rerunfailures does it: the same test runs through its phases again."""
+    promise(pytester, 100)
+    again = """
+import pytest
+from _pytest.runner import runtestprotocol
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    for attempt in range(2):
+        item._initrequest()
+        runtestprotocol(item, nextitem=nextitem, log=True)
+    return True
+"""
+    pytester.makeconftest(ENGINE.format(speeds=[100.0, 101.0]) + again)
+    pytester.makepyfile(SUITE)
+
+    result = pytester.runpytest("--gpu=cpu", "--gate", "--results=out")
+
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["  - retried: *: passed at attempt 2"])
+    assert len(run_json(pytester)["results"]) == 1
+
+
+def test_baselines_that_are_not_there_are_a_usage_error(pytester: pytest.Pytester, measured: Any) -> None:
+    result = measured("--baselines=baslines", **GOOD)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --baselines baslines: there is no such folder"])
 
 
 def test_the_gate_counts_tests_that_never_ran(pytester: pytest.Pytester, measured: Any) -> None:

@@ -219,7 +219,7 @@ def test_more_tokens_in_an_iteration_than_measured_are_noted() -> None:
 
 def measured_rows(table: str, heads: int, kv_heads: int) -> list[dict[str, int]]:
     """Rows of an attention table of H200 for that many heads of 128 on one GPU and an FP8 cache."""
-    _, version = operators.tables_version()
+    _, version = operators.tables_version("h200_sxm")
     (package,) = aiconfigurator_core.__path__
     path = Path(package) / "systems/data/h200_sxm/attention/trtllm" / version / f"{table}_perf.parquet"
     wanted = {

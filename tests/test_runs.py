@@ -43,8 +43,22 @@ def test_a_run_is_read_back_as_it_was_written() -> None:
     assert RunHeader(**document["run"]) == HEADER
     assert [Result.from_dict(entry) for entry in document["results"]] == [passed, failed]
     assert document["tests"] == [
-        {"nodeid": "suites/test_a.py::test_b", "outcome": "passed", "duration": 1.5, "reason": ""},
-        {"nodeid": "suites/test_a.py::test_c", "outcome": "failed", "duration": 1.5, "reason": "slower"},
+        {
+            "nodeid": "suites/test_a.py::test_b",
+            "outcome": "passed",
+            "duration": 1.5,
+            "reason": "",
+            "case": None,
+            "attempts": 0,
+        },
+        {
+            "nodeid": "suites/test_a.py::test_c",
+            "outcome": "failed",
+            "duration": 1.5,
+            "reason": "slower",
+            "case": None,
+            "attempts": 0,
+        },
     ]
     assert document["decision"] == {"releasable": False, "reasons": ["regression: a case"]}
 

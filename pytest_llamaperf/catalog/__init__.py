@@ -248,8 +248,16 @@ def _model_of_checkpoint(folder: Path) -> Model:
     wrong = [key for key, field in _CONFIG_FIELDS.items() if not _is_count(shape[field])]
     if wrong:
         raise UsageError(f"{path}: missing, or not a positive whole number: {', '.join(wrong)}")
+    if shape["heads"] % shape["kv_heads"]:
+        raise UsageError(f"{path}: {shape['heads']} attention heads cannot share {shape['kv_heads']} KV heads evenly")
+    name = folder.resolve().name.lower()
+    if name in models() and any(getattr(models()[name], field) != value for field, value in shape.items()):
+        raise UsageError(
+            f"{folder} is called like the catalog's {name} and has another shape; rename the folder, "
+            "or it would be judged by the promises made for that model"
+        )
     return Model(
-        folder.resolve().name.lower(),
+        name,
         **shape,
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         rope=_rope_of_checkpoint(path, config),

@@ -32,6 +32,10 @@ _COMMON_LENGTHS = (
 )
 
 
+# Below this many columns a table loses its names; the terminal breaks the lines instead.
+_NARROWEST = 78
+
+
 def _lengths(text: str) -> str:
     isl, slash, osl = text.partition("/")
     if not slash or not isl.isdecimal() or not osl.isdecimal() or not int(isl) or not int(osl):
@@ -158,6 +162,7 @@ def _show(outcomes: list[tuple[Case, Prediction | EngineError]]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
+    console.width = max(console.width, _NARROWEST)
     predictions = [outcome for _, outcome in outcomes if not isinstance(outcome, EngineError)]
     if len(outcomes) == 1 and predictions:
         _show_one(console, predictions[0])
@@ -234,7 +239,7 @@ def _show_one(console: Any, prediction: Prediction) -> None:
     for name, text in {
         "one GPU": f"{amount(memory.weights, 'B')} weights, {amount(memory.kv_cache, 'B')} KV cache, "
         f"{amount(memory.other, 'B')} other, of {amount(memory.capacity, 'B')}",
-        "KV cache": f"{memory.kv_tokens:,} tokens in all",
+        "KV cache": f"{memory.kv_tokens:,} tokens",
         "batch": f"mean {prediction.mean_batch:,.0f}, peak {prediction.peak_batch:,}; limits: "
         f"{limits.max_batch_size:,} requests, {limits.max_num_tokens:,} tokens an iteration",
         "a decode step": _listed(shares["decode"]),

@@ -7,11 +7,12 @@ virtual time and with its own source, so that everything after it exists once.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pytest_llamaperf.cases import ENGINES, Case, Workload
+from pytest_llamaperf.errors import UsageError, nearest
 from pytest_llamaperf.measurements import Fingerprint, Source
 from pytest_llamaperf.metrics import Metric
 from pytest_llamaperf.traces import Trace
@@ -58,6 +59,26 @@ class Readiness:
 def built_in_openers() -> dict[str, Opener]:
     """The kinds of engine this version of the plugin brings."""
     return {PREDICTED: _open_predicted}
+
+
+def opened_by(brought: Sequence[Mapping[str, Opener]]) -> dict[str, Opener]:
+    """All openers by kind, of answers to the hook; the first to name a kind opens it.
+
+    Raises UsageError for an unknown kind, and for an opener of `predicted`, whose results must never be measured.
+    """
+    openers: dict[str, Opener] = {}
+    for answer in reversed(brought):
+        if not isinstance(answer, Mapping):
+            raise UsageError(f"pytest_llamaperf_engines: returns a mapping from kind to opener, not {answer!r}")
+        openers |= answer
+    for kind in openers:
+        if kind not in KINDS:
+            raise UsageError(f"pytest_llamaperf_engines: unknown kind {kind!r}; {nearest(kind, ENGINES)}")
+    if sum(PREDICTED in answer for answer in brought) > 1:
+        raise UsageError(
+            f"pytest_llamaperf_engines: {PREDICTED!r} is the plugin's own; open one of {', '.join(ENGINES)}"
+        )
+    return openers
 
 
 def readiness(kind: str, openers: Mapping[str, Opener]) -> Readiness:

@@ -7,6 +7,7 @@ calibration from isolated operators to a running engine   (two numbers, with the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +28,7 @@ from pytest_llamaperf.traces import Trace, summarize
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU, and the tokens all KV caches of the case hold together."""
+    """Bytes on one GPU, and the tokens the KV cache of one replica holds."""
 
     capacity: float
     weights: float
@@ -59,7 +60,7 @@ class Prediction:
     @property
     def fingerprint(self) -> Fingerprint:
         """The operator tables and settings behind the numbers."""
-        core, tables = operators.tables_version()
+        core, tables = operators.tables_version(gpu_named(self.case.hardware).operator_tables)
         settings = {**asdict(self.calibration), **asdict(self.limits)}
         settings["cuda_graph_batch_sizes"] = ",".join(map(str, self.limits.cuda_graph_batch_sizes))
         return Fingerprint(
@@ -80,16 +81,20 @@ def predict(
     deployment = _deployment(case)
     lengths = request_lengths(workload)
     limits = limits or default_limits(case, lengths)
-    memory, per_lane = _memory(deployment, limits)
+    memory = _memory(deployment, limits)
     times = operators.operator_times(deployment, view)
 
     schedules = []
     for lane in _lanes(workload, case.layout, lengths):
-        copies, requests, concurrency = lane
         schedule = simulate(
-            times, requests, limits, kv_tokens=per_lane, concurrency=concurrency, calibration=calibration
+            times,
+            lane.requests,
+            limits,
+            kv_tokens=memory.kv_tokens // lane.sharing,
+            concurrency=lane.concurrency,
+            calibration=calibration,
         )
-        schedules.append((copies, schedule))
+        schedules.append((lane.copies, schedule))
     return Prediction(
         case,
         tuple(trace for copies, schedule in schedules for trace in schedule.traces * copies),
@@ -153,7 +158,7 @@ def default_limits(
 
 def memory_of(case: Case, limits: Limits | None = None) -> Memory:
     """Memory of one GPU and KV capacity, without simulating anything. Raises DoesNotFit."""
-    return _memory(_deployment(case), limits or default_limits(case))[0]
+    return _memory(_deployment(case), limits or default_limits(case))
 
 
 def _workload(case: Case) -> Workload:
@@ -167,10 +172,18 @@ def _deployment(case: Case) -> Deployment:
     return Deployment(case.model, case.recipe, Layout(case.layout.tp, case.layout.pp), tables)
 
 
-def _lanes(
-    workload: Workload, layout: Layout, lengths: Sequence[tuple[int, int]]
-) -> list[tuple[int, list[Request], int | None]]:
-    """Requests dealt out to replicas and pipeline stages: (how many alike, requests, concurrency) for each.
+@dataclass(frozen=True)
+class _Lane:
+    """One batch in flight, `copies` of them alike; `sharing` is how many share the KV cache of their replica."""
+
+    requests: list[Request]
+    concurrency: int | None
+    sharing: int
+    copies: int = 1
+
+
+def _lanes(workload: Workload, layout: Layout, lengths: Sequence[tuple[int, int]]) -> list[_Lane]:
+    """Requests dealt out to replicas and, within each, to as many batches as it has pipeline stages.
 
     A pipeline of pp stages works on pp batches at once, each the whole model deep, so a batch is simulated for
     itself; with fewer requests in flight than stages the pipeline runs part empty.
@@ -178,19 +191,22 @@ def _lanes(
     arrivals = arrival_times(workload)
     in_flight = workload.concurrency or len(lengths)
     ways = min(layout.dp * layout.pp, in_flight, len(lengths))
-    lanes: list[tuple[int, list[Request], int | None]] = []
-    for lane in range(ways):
-        requests = [Request(*lengths[i], arrivals[i] if arrivals else None) for i in range(lane, len(lengths), ways)]
-        share = None if workload.concurrency is None else len(range(lane, workload.concurrency, ways))
-        if lanes and lanes[-1][1:] == (requests, share):
-            lanes[-1] = (lanes[-1][0] + 1, requests, share)
+    lanes: list[_Lane] = []
+    for number in range(ways):
+        lane = _Lane(
+            [Request(*lengths[i], arrivals[i] if arrivals else None) for i in range(number, len(lengths), ways)],
+            None if workload.concurrency is None else len(range(number, workload.concurrency, ways)),
+            sharing=len(range(number % layout.dp, ways, layout.dp)),
+        )
+        if lanes and dataclasses.replace(lanes[-1], copies=1) == lane:
+            lanes[-1] = dataclasses.replace(lane, copies=lanes[-1].copies + 1)
         else:
-            lanes.append((1, requests, share))
+            lanes.append(lane)
     return lanes
 
 
-def _memory(deployment: Deployment, limits: Limits) -> tuple[Memory, int]:
-    """(memory of one GPU, KV tokens of one batch): a GPU holds 1/pp of the layers of pp batches."""
+def _memory(deployment: Deployment, limits: Limits) -> Memory:
+    """Of one GPU, and the tokens one replica can cache: a GPU holds 1/pp of the layers of each of them."""
     device: DeviceMemory = operators.device_memory(deployment, limits.max_num_tokens)
     free = device.capacity - device.weights - device.other
     if free <= 0:
@@ -201,8 +217,8 @@ def _memory(deployment: Deployment, limits: Limits) -> tuple[Memory, int]:
             f"{deployment.tables}; use more GPUs (tp, pp) or a smaller recipe"
         )
     cache = free * limits.kv_fraction
-    per_lane = int(cache // device.kv_per_token)
-    return Memory(device.capacity, device.weights, device.other, cache, per_lane * deployment.layout.pp), per_lane
+    tokens = int(cache * deployment.layout.pp // device.kv_per_token)
+    return Memory(device.capacity, device.weights, device.other, cache, tokens)
 
 
 def _notes(

@@ -199,7 +199,9 @@ class _Simulation:
         tokens = sum(whole) + sum(piece for _, piece in chunks)
         seconds = self.costs.shared(tokens, self.decoding, joining)
         if whole:
-            seconds += self.costs.prompt_attention(len(whole), sum(whole) // len(whole))
+            # Attention grows with the square of the length: prompts of the mean length would cost too little.
+            typical = math.sqrt(sum(length * length for length in whole) / len(whole))
+            seconds += self.costs.prompt_attention(len(whole), round(typical))
         for before, piece in chunks:  # causal attention over a chunk is the difference of two prefixes
             seconds += self.costs.prompt_attention(1, before + piece)
             if before:

@@ -155,14 +155,15 @@ def operator_times(deployment: Deployment, view: View = View.SILICON) -> Operato
     return OperatorTimes(deployment, view)
 
 
-def tables_version() -> tuple[str, str]:
-    """(version of aiconfigurator-core, version of TensorRT-LLM its operator times were measured on)."""
+@functools.cache
+def tables_version(tables: str) -> tuple[str, str]:
+    """(version of aiconfigurator-core, version of TensorRT-LLM the operator times of a GPU were measured on)."""
     from importlib.metadata import version
 
     with _translated_errors("reading its version"):
         from aiconfigurator_core.sdk.perf_database import get_database_view
 
-        database: Any = get_database_view("h200_sxm", "trtllm", "current", database_mode="SILICON")
+        database: Any = get_database_view(tables, "trtllm", "current", database_mode="SILICON")
     return version("aiconfigurator-core"), str(database.version)
 
 

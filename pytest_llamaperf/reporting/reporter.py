@@ -13,11 +13,16 @@ from typing import Any
 import pytest
 
 from pytest_llamaperf.acceptance import Acceptance
-from pytest_llamaperf.checking import results_of
-from pytest_llamaperf.collecting import REFUSAL, only_looks
+from pytest_llamaperf.checking import case_of_report, results_of
+from pytest_llamaperf.collecting import DESELECTED, REFUSAL, count_deselected, only_looks
+from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.gates import Decision, decide
-from pytest_llamaperf.records import TestRecord
+from pytest_llamaperf.records import UNFINISHED, TestRecord
 from pytest_llamaperf.runs import RunHeader, RunLog, run_document, to_json, write_atomically
+from pytest_llamaperf.wording import counted
+
+# Ends of a session in which all tests ran that should.
+_ORDERLY_ENDS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 class Reporter:
@@ -30,39 +35,61 @@ class Reporter:
         self._files: _Files | None = None
         self._refusal: str | None = None
         self._not_run = 0
+        self._deselected = 0
+        self._broken: list[str] = []
 
     def pytest_sessionstart(self) -> None:
         if self._acceptance.settings.results and not self._silent:
             self._files = _Files(self._acceptance.settings.results, self._acceptance)
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if not report.passed:
+            self._broken.append(f"not collected: {report.nodeid}: {_reason(report)}")
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self._deselected += count_deselected(items)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        before = self._tests.get(report.nodeid, TestRecord(report.nodeid, "passed", 0.0))
+        before = self._tests.get(report.nodeid, TestRecord(report.nodeid, UNFINISHED, 0.0))
         record = dataclasses.replace(before, duration=before.duration + report.duration)
+        if report.when == "setup":
+            record = dataclasses.replace(record, case=case_of_report(report), attempts=record.attempts + 1)
         if report.when == "call" or (report.when == "setup" and report.failed):
             record = dataclasses.replace(record, results=results_of(report))
         if report.failed:
             outcome = "failed" if report.when == "call" else "error"
-            record = dataclasses.replace(record, outcome=outcome, reason=_first_line(report.longreprtext))
-        elif report.skipped and before.outcome == "passed":
-            record = dataclasses.replace(record, outcome="skipped", reason=_skip_reason(report))
+            record = dataclasses.replace(record, outcome=outcome, reason=_reason(report))
+        elif report.skipped:
+            record = dataclasses.replace(record, outcome="skipped", reason=_reason(report))
+        elif report.when == "call" and report.passed:
+            record = dataclasses.replace(record, outcome="passed", reason="")
         self._tests[report.nodeid] = record
-        if report.when == "teardown" and self._files:
+        # The report of a crashed worker of pytest-xdist is of no phase, and the last of its test.
+        if report.when not in ("setup", "call") and self._files:
             self._files.add(record)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """A worker of pytest-xdist ended; it may have refused to run anything."""
-        refusal = getattr(node, "workeroutput", {}).get(REFUSAL)
-        if refusal:
-            self._refusal = str(refusal)
+        output = getattr(node, "workeroutput", {})
+        if REFUSAL in output:
+            self._refusal = str(output[REFUSAL])
+        # Every worker collects, and deselects, the same.
+        self._deselected = max(self._deselected, int(output.get(DESELECTED, 0)))
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self._refusal:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
-        if self._silent or self._refusal:
+        if session.exitstatus == pytest.ExitCode.USAGE_ERROR:
+            self._silent = True
+        if self._silent:
             return
         self._not_run = max(0, session.testscollected - len(self._tests))
+        if session.exitstatus not in _ORDERLY_ENDS:
+            self._broken.append(f"the session ended early, with exit status {int(session.exitstatus)}")
+        if self._acceptance.settings.gate:
+            self._broken += self._unjudged()
         if self._files:
             self._files.finish(list(self._tests.values()), self._decision())
         closed = self._acceptance.settings.gate and not self._decision().releasable
@@ -75,7 +102,7 @@ class Reporter:
             terminalreporter.write_line(f"ERROR: {self._refusal}", red=True)
         results = [result for test in self._tests.values() for result in test.results]
         gate = self._acceptance.settings.gate
-        if self._silent or self._refusal or not (results or gate or self._files):
+        if self._silent or not (results or gate or self._files):
             return
         from pytest_llamaperf.reporting.tables import decision_text, summary_text
 
@@ -89,12 +116,23 @@ class Reporter:
             problem = self._files.problem
             terminalreporter.write_line(problem or f"results: {self._files.path}", red=problem is not None)
 
+    def _unjudged(self) -> list[str]:
+        """As one reason: a run of a part of the suite leaves dozens."""
+        results = [result for test in self._tests.values() for result in test.results]
+        try:
+            unjudged = self._acceptance.unjudged(results)
+        except UsageError as problem:  # a baseline file that no test of this run had read
+            return [str(problem)]
+        if not unjudged:
+            return []
+        more = f" and {counted(len(unjudged) - 1, 'other')}" if len(unjudged) > 1 else ""
+        return [f"promised and not judged: {unjudged[0]}{more}"]
+
     def _decision(self) -> Decision:
-        """Results that could not be kept release nothing."""
-        decision = decide(list(self._tests.values()), not_run=self._not_run)
-        if self._files and self._files.problem:
-            return Decision((*decision.reasons, self._files.problem))
-        return decision
+        """Of the tests, and of what kept them from being run or their results from being kept."""
+        decision = decide(list(self._tests.values()), not_run=self._not_run, deselected=self._deselected)
+        lost = [self._files.problem] if self._files and self._files.problem else []
+        return Decision((*decision.reasons, *self._broken, *lost))
 
 
 class _Files:
@@ -155,7 +193,11 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _skip_reason(report: pytest.TestReport) -> str:
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """The first line a person would read of why it did not pass."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None:
+        return _first_line(crash.message)
     if isinstance(report.longrepr, tuple):
         return _first_line(str(report.longrepr[2]).removeprefix("Skipped: "))
     return _first_line(report.longreprtext)

@@ -70,7 +70,7 @@ def _table(results: Sequence[Result]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("recipe", "layout", "ISL/OSL"):
         table.add_column(heading, style="", header_style="dim", overflow="fold")
-    for heading in ("/".join(promises) or "promised", "/".join(sources) or "value", "change"):
+    for heading in ("published" if promises == ["published"] else "promised", "/".join(sources) or "value", "change"):
         table.add_column(heading, justify="right", header_style="dim", no_wrap=True)
     table.add_column("", no_wrap=True)
     for result in sorted(results, key=_place):
