@@ -134,10 +134,7 @@ class Acceptance:
 
     def yaml_hint(self, verdict: Verdict) -> str:
         """What to write where, so that a value without a promise gets one."""
-        path = self.book(verdict.case.hardware).path_for(verdict.case)
-        return (
-            f"to promise it, add under `promises:` in {shown_path(path)}:\n{yaml_to_add(verdict.case, verdict.summary)}"
-        )
+        return yaml_to_add(self.book(verdict.case.hardware), verdict.case, verdict.summary)
 
     def blocks(self, verdict: Verdict) -> bool:
         """Whether a verdict fails its test: a broken promise always, missing evidence under the gate."""

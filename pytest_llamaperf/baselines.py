@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -29,6 +30,12 @@ from pytest_llamaperf.wording import shown_path
 SCHEMA = 1
 
 _RECORDED = ("date", "version", "restarts", "commit")
+# What is filled in by hand must not be left as the hint wrote it.
+_RECORD_FORMS = (
+    ("date", r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])", "2026-11-20"),
+    ("version", r"[^<>\s]+", "1.2.1"),
+    ("commit", r"[0-9a-f]{7,40}", "3f9c1e7"),
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,10 @@ class BaselineBook:
         shared = self._entries.get((case.key.replace("trtllm-bench/", "tensorrt-llm/", 1), metric))
         return shared if shared and shared.source is Source.PUBLISHED else None
 
+    def has(self, case: Case) -> bool:
+        """Whether anything at all is promised for this case."""
+        return any(key == case.key for key, _ in self._entries)
+
     def path_for(self, case: Case) -> Path:
         """The file in which a promise for this case belongs."""
         return self.folder / self.hardware / f"{case.model}.yaml"
@@ -117,16 +128,22 @@ def read_baselines(folder: Path, hardware: str) -> BaselineBook:
     return BaselineBook(folder, hardware, (entry for path in paths for entry in _read_file(path, hardware)))
 
 
-def yaml_to_add(case: Case, summary: Summary) -> str:
-    """The lines that would make this value a promise, ready for review."""
+def yaml_to_add(book: BaselineBook, case: Case, summary: Summary) -> str:
+    """What to write where, so that a measured value becomes a promise: no more than is missing, ready for review."""
+    path = book.path_for(case)
     unit = summary.metric.unit if summary.metric.unit != "1" else '"1"'
-    return (
-        f"  {case.key}:\n"
-        f"    {summary.metric}: {{value: {_decimal(summary.value)}, unit: {unit}, tolerance: 0.05, "
-        "source: measured,\n"
+    metric = (
+        f"    {summary.metric}: {{value: {_decimal(summary.value)}, unit: {unit}, tolerance: 0.05, source: measured,\n"
         '      recorded: {date: "<today>", version: "<engine version>", '
         f'restarts: {len(summary.values)}, commit: "<commit>"}}}}'
     )
+    if case.model.name not in models():
+        return f"to promise it, first add {case.model} to the catalog of models, then ask again"
+    if book.has(case):
+        return f"to promise it, add under `{case.key}:` in {shown_path(path)}:\n{metric}"
+    if path.exists():
+        return f"to promise it, add under `promises:` in {shown_path(path)}:\n  {case.key}:\n{metric}"
+    return f"to promise it, write {shown_path(path)}:\nschema: {SCHEMA}\npromises:\n  {case.key}:\n{metric}"
 
 
 def _read_file(path: Path, hardware: str) -> Iterator[Baseline]:
@@ -219,9 +236,11 @@ def _evidence(
         raise entry.error("a measured value has a record (recorded: ...), not a reference", key="reference")
     record = entry.section("recorded", where=f"{entry.where}, recorded")
     record.only(*_RECORDED)
-    return "", {
-        name: str(record.whole(name, least=1)) if name == "restarts" else record.text(name) for name in _RECORDED
-    }
+    for name, form, example in _RECORD_FORMS:
+        if not re.fullmatch(form, record.text(name)):
+            raise record.error(f"{name} is written like {example}, not {record.text(name)!r}", key=name)
+    restarts = str(record.whole("restarts", least=2))  # one restart is never conclusive
+    return "", {name: restarts if name == "restarts" else record.text(name) for name in _RECORDED}
 
 
 def _decimal(value: float) -> str:

@@ -213,11 +213,6 @@ class Case:
         """The id without the hardware: the key in `baselines/<hardware>/<model>.yaml`."""
         return f"{self.engine}/{self.model}/{self.recipe}/{self.layout}/{self.work}"
 
-    @property
-    def engine_key(self) -> str:
-        """What an opened engine is the same for: everything but the work."""
-        return f"{self.hardware}/{self.engine}/{self.model}/{self.recipe}/{self.layout}"
-
     def __str__(self) -> str:
         return self.id
 

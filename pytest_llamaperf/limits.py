@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pytest_llamaperf.cases import Layout, Model, Recipe
+from pytest_llamaperf.cases import Case, Layout, Model, Recipe, Workload
+from pytest_llamaperf.catalog import gpu_named
+from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.lengths import request_lengths
 
 # Batch sizes for which the performance overview captures CUDA graphs; a decode step is padded up to the next one.
 CUDA_GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 384, 512, 1024, 2048, 4096, 8192)
@@ -39,6 +42,27 @@ class Limits:
     kv_fraction: float = KV_FRACTION
     chunked_prefill: bool = True
     cuda_graph_batch_sizes: tuple[int, ...] = CUDA_GRAPH_BATCH_SIZES
+
+
+def default_limits(case: Case, *, kv_fraction: float = KV_FRACTION, chunked_prefill: bool = True) -> Limits:
+    """The limits for a case on its GPU, which every engine and the predictor use.
+
+    Raises UsageError for a case without workload, or of hardware that is no GPU of the catalog.
+    """
+    if not isinstance(case.work, Workload):
+        raise UsageError(f"{case}: {case.work} is an accuracy task, which has no lengths to size batches for")
+    lengths = request_lengths(case.work)
+    return bench_limits(
+        case.model,
+        case.recipe,
+        case.layout,
+        gpu_memory=gpu_named(case.hardware).memory,
+        isl=sum(isl for isl, _ in lengths) / len(lengths),
+        osl=sum(osl for _, osl in lengths) / len(lengths),
+        longest_prompt=max(isl for isl, _ in lengths),
+        kv_fraction=kv_fraction,
+        chunked_prefill=chunked_prefill,
+    )
 
 
 def bench_limits(

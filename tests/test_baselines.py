@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -258,11 +259,49 @@ def test_a_ratio_is_in_times_not_in_the_unit_of_its_metric(book: Books) -> None:
         book(text(metric="output_throughput vs llama-fp8"))
 
 
+NOTHING = BaselineBook(Path("nowhere"), "h200", iter(()))
+
+
+def filled_in(told: str) -> str:
+    """The YAML of the hint, as a person completes it."""
+    lines = told.partition(":\n")[2]
+    return lines.replace("<today>", "2026-11-22").replace("<engine version>", "1.2.1").replace("<commit>", "3f9c1e7")
+
+
+def test_the_hint_names_no_more_than_is_missing(book: Books) -> None:
+    it = book(text())
+    other = case("tensorrt-llm/llama-3.1-8b/modelopt-fp8/tp1/min-latency-1-1")
+
+    assert yaml_to_add(NOTHING, case(), measured(1.0)).splitlines()[1:4] == ["schema: 1", "promises:", f"  {KEY}:"]
+    assert yaml_to_add(it, other, measured(1.0)).splitlines()[1] == f"  {other.key}:"
+    assert f"add under `{KEY}:` in " in yaml_to_add(it, case(), measured(1.0))
+    assert yaml_to_add(it, case(), measured(1.0)).splitlines()[1].startswith("    output_throughput: {value: 1, ")
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ('date: "<today>"', "date is written like 2026-11-20, not '<today>'"),
+        ('date: "yesterday"', "date is written like 2026-11-20, not 'yesterday'"),
+        ('date: "2026-13-01"', "date is written like 2026-11-20"),
+        ('commit: "<commit>"', "commit is written like 3f9c1e7, not '<commit>'"),
+        ('version: "<engine version>"', "version is written like 1.2.1"),
+        ("restarts: 1", "'restarts' must be at least 2, found 1"),
+    ],
+)
+def test_what_the_hint_leaves_open_must_be_filled_in(book: Books, written: str, problem: str) -> None:
+    name = written.partition(":")[0]
+    record = re.sub(rf'{name}: ("[^"]*"|\d+)', written, MEASURED)
+
+    with pytest.raises(DocumentError, match=re.escape(problem)):
+        book(text(record))
+
+
 @pytest.mark.parametrize("name", metric_names())
 def test_the_yaml_we_tell_people_to_add_can_be_read_for_every_metric(book: Books, name: str) -> None:
-    told = yaml_to_add(case(), measured(463.1, 463.1, metric=metric_named(name)))
+    told = yaml_to_add(NOTHING, case(), measured(463.1, 463.1, metric=metric_named(name)))
 
-    (it,) = book(f"schema: 1\npromises:\n{told}\n")
+    (it,) = book(filled_in(told))
 
     assert (it.case.id, it.metric.name, it.value, it.source) == (case().id, name, 463.1, Source.MEASURED)
     assert it.recorded["restarts"] == "2"
@@ -270,9 +309,9 @@ def test_the_yaml_we_tell_people_to_add_can_be_read_for_every_metric(book: Books
 
 @pytest.mark.parametrize("value", [0.0000123, 2e-05, 0.05, 1.0, 999_999.0, 1e6, 8e10, 80_123_456_789.0])
 def test_the_yaml_we_tell_people_to_add_can_be_read_for_any_value(book: Books, value: float) -> None:
-    told = yaml_to_add(case(), measured(value))
+    told = yaml_to_add(NOTHING, case(), measured(value, value))
 
-    (it,) = book(f"schema: 1\npromises:\n{told}\n")
+    (it,) = book(filled_in(told))
 
     assert it.value == pytest.approx(value, rel=1e-5)
 

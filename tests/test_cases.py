@@ -150,7 +150,6 @@ def test_a_case_is_identified_by_all_it_consists_of() -> None:
 
     assert it.id == str(it) == "h200/tensorrt-llm/llama-3.1-405b/modelopt-fp8/tp4-pp2/concurrency-64-2048-128"
     assert it.key == "tensorrt-llm/llama-3.1-405b/modelopt-fp8/tp4-pp2/concurrency-64-2048-128"
-    assert it.engine_key == "h200/tensorrt-llm/llama-3.1-405b/modelopt-fp8/tp4-pp2"
 
 
 def test_a_case_differs_by_recipe_or_layout_alone() -> None:

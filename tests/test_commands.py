@@ -102,6 +102,17 @@ def test_a_case_that_does_not_fit_says_so_beside_those_that_do(llamaperf: Any) -
     assert "llama-3.1-405b on h200 | min-latency, predicted" in result.stdout or "h200/" in result.stdout
 
 
+def test_a_combination_that_is_no_case_does_not_end_a_sweep(llamaperf: Any) -> None:
+    result = llamaperf("predict", "llama-2-70b,llama-3.3-70b", "--lengths", "8192/16", "--workload", "min-latency")
+
+    assert result.exit_code == 0
+    assert (
+        "llama-3.3-70b on h200 | min-latency, predicted" in result.stdout
+        or "h200/tensorrt-llm/llama-3.3" in result.stdout
+    )
+    assert "cannot be: llama-2-70b reads at most 4,096 tokens" in result.stdout
+
+
 def test_nothing_that_fits_is_exit_two(llamaperf: Any) -> None:
     result = llamaperf("predict", "llama-3.1-405b", "--gpu", "h100", "--recipe", "bf16")
 
@@ -138,8 +149,7 @@ def test_without_the_predict_extra_the_message_names_it(llamaperf: Any, monkeypa
     from pytest_llamaperf.predicting import operators
 
     operators.operator_times.cache_clear()
-    operators.gpu_memory.cache_clear()
-    monkeypatch.setitem(sys.modules, "aiconfigurator_core.sdk.perf_database", None)
+    monkeypatch.setitem(sys.modules, "aiconfigurator_core.sdk", None)
 
     result = llamaperf("predict", "llama-3.1-8b", "--layout", "tp1")
 

@@ -14,9 +14,10 @@ from typing import Any
 import aiconfigurator_core
 import pyarrow.parquet  # type: ignore[import-untyped]
 import pytest
+from aiconfigurator_core.sdk.perf_database import load_system_spec
 
 from pytest_llamaperf.cases import Layout, Number, Recipe
-from pytest_llamaperf.catalog import gpus, model_named, recipe_named
+from pytest_llamaperf.catalog import gpu_named, gpus, model_named, recipe_named
 from pytest_llamaperf.errors import EngineError, UsageError
 from pytest_llamaperf.predicting import operators
 from pytest_llamaperf.predicting.operators import Deployment, OperatorTimes, View, device_memory, operator_times
@@ -307,11 +308,6 @@ def test_a_cached_token_takes_its_bytes_in_all_layers(recipe: str, layout: str, 
     assert device_memory(deployment("llama-3.1-405b", recipe, layout), 8192).kv_per_token == expected
 
 
-@pytest.mark.parametrize(("tables", "gib"), [("h100_sxm", 80), ("h200_sxm", 141), ("b200_sxm", 180)])
-def test_memory_of_a_gpu(tables: str, gib: int) -> None:
-    assert operators.gpu_memory(tables) == gib * GIB
-
-
 # What it refuses, and what it must not do.
 
 
@@ -345,6 +341,26 @@ def test_model_directories_are_removed(tmp_path: Path, monkeypatch: pytest.Monke
 
     assert list(tmp_path.iterdir()) == []
     assert times.decode(1, 100) > 0
+
+
+@pytest.mark.parametrize(("tables", "gib"), [("h100_sxm", 80), ("h200_sxm", 141), ("b200_sxm", 180)])
+def test_memory_of_a_gpu(tables: str, gib: int) -> None:
+    """The catalog says what the driver reports, which is within 1 % of this."""
+    name = tables.partition("_")[0]
+
+    assert operators.gpu_memory(tables) == gib * GIB
+    assert gpu_named(name).memory == pytest.approx(gib * GIB, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["h100", "h200", "b200"])
+def test_speeds_in_the_catalog_are_those_the_physical_limit_is_computed_with(name: str) -> None:
+    gpu = gpu_named(name)
+    spec = load_system_spec(gpu.operator_tables)
+
+    assert gpu.memory_bandwidth == pytest.approx(spec["gpu"]["mem_bw"], rel=0.01)
+    assert gpu.bf16_flops == pytest.approx(spec["gpu"]["bfloat16_tc_flops"], rel=0.01)
+    assert gpu.fp8_flops == pytest.approx(spec["gpu"]["fp8_tc_flops"], rel=0.01)
+    assert gpu.link_bandwidth == pytest.approx(spec["node"]["intra_node_bw"], rel=0.01)
 
 
 @pytest.mark.parametrize(

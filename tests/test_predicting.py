@@ -19,11 +19,10 @@ from pytest_llamaperf.cases import Layout, Task, Workload
 from pytest_llamaperf.catalog import case_of_key, model_named
 from pytest_llamaperf.errors import DoesNotFit, EngineError, UsageError
 from pytest_llamaperf.lengths import request_lengths
-from pytest_llamaperf.limits import Limits
+from pytest_llamaperf.limits import Limits, default_limits
 from pytest_llamaperf.metrics import Better, Metric
 from pytest_llamaperf.predicting import (
     Prediction,
-    default_limits,
     memory_of,
     operator_shares,
     operators,
@@ -476,7 +475,7 @@ def test_a_pipeline_caches_its_share_of_the_layers() -> None:
 
 def test_a_model_too_large_for_its_gpus_does_not_fit() -> None:
     with pytest.raises(
-        DoesNotFit, match=r"94\.5 GiB of weights and .* exceed the 80 GiB of one h100_sxm; use more GPUs"
+        DoesNotFit, match=r"94\.5 GiB of weights and .* exceed the 80 GiB of one H100 SXM 80 GB; use more GPUs"
     ):
         predicted("llama-3.1-405b/bf16/tp8/max-throughput-2048-128", "h100")
 
@@ -484,7 +483,7 @@ def test_a_model_too_large_for_its_gpus_does_not_fit() -> None:
 def test_weights_larger_than_the_package_thinks_do_not_fit_either() -> None:
     """Meta's recipe leaves 70B with 80.2 GiB of weights; the package, which knows no mixed recipe, counts them as FP8."""
     with pytest.raises(
-        DoesNotFit, match=r"80\.2 GiB of weights and .* exceed the 80 GiB of one h100_sxm; use more GPUs"
+        DoesNotFit, match=r"80\.2 GiB of weights and .* exceed the 80 GiB of one H100 SXM 80 GB; use more GPUs"
     ):
         predicted("llama-3.1-70b/llama-fp8/tp1/max-throughput-2048-128", "h100")
 
@@ -497,7 +496,7 @@ def test_a_request_longer_than_the_cache_does_not_fit() -> None:
 
 def test_without_chunks_a_prompt_goes_into_one_iteration_or_does_not_fit() -> None:
     case = of_8b("min-latency", 1, isl=20_000, osl=100).case
-    whole, pieces = default_limits(case, chunked=False), Limits(max_batch_size=64, max_num_tokens=8192)
+    whole, pieces = default_limits(case, chunked_prefill=False), Limits(max_batch_size=64, max_num_tokens=8192)
 
     # A prompt iteration, or three of 8,192, 8,192 and 3,616 tokens, and 99 for the other tokens.
     assert predict(case, limits=whole).iterations == 1 + 99
@@ -523,9 +522,10 @@ def test_chunks_cost_a_little_more_than_the_whole_prompt() -> None:
 def test_accuracy_cannot_be_predicted() -> None:
     case = dataclasses.replace(of_8b("max-throughput", 60).case, work=Task("gsm8k"))
 
-    for ask in (predict, default_limits):
-        with pytest.raises(UsageError, match="speed can be predicted, the accuracy of gsm8k cannot"):
-            ask(case)
+    with pytest.raises(UsageError, match="speed can be predicted, the accuracy of gsm8k cannot"):
+        predict(case)
+    with pytest.raises(UsageError, match="gsm8k is an accuracy task, which has no lengths to size batches for"):
+        default_limits(case)
 
 
 def test_a_cpu_has_no_operator_times() -> None:

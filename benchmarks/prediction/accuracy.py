@@ -24,8 +24,8 @@ from rich.progress import track
 from rich.table import Table
 
 from pytest_llamaperf import Case, Layout, model_named, recipe_named, workload_named
-from pytest_llamaperf.lengths import request_lengths
-from pytest_llamaperf.predicting import default_limits, predict
+from pytest_llamaperf.limits import default_limits
+from pytest_llamaperf.predicting import predict
 from pytest_llamaperf.predicting.calibration import CALIBRATION, UNCALIBRATED, Calibration
 
 PUBLISHED = Path(__file__).with_name("published_throughput.csv")
@@ -97,7 +97,7 @@ def simulated(published: dict[str, str]) -> Row:
         Layout(tp=int(published["tp"])),
         workload,
     )
-    limits = default_limits(case, request_lengths(workload), kv_fraction=0.95, chunked=False)
+    limits = default_limits(case, kv_fraction=0.95, chunked_prefill=False)
     prediction = predict(case, limits=limits, calibration=UNCALIBRATED)
     return Row(
         published["trtllm_version"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import click
 from pytest_llamaperf.cases import SCENARIOS, Case, Layout, Model, Recipe, Workload
 from pytest_llamaperf.catalog import gpu_named, gpus, model_named, models, recipe_named, recipes, workload_named
 from pytest_llamaperf.commands.names import Names, flat
-from pytest_llamaperf.errors import DoesNotFit, EngineError, UsageError
+from pytest_llamaperf.errors import DoesNotFit, LlamaperfError, UsageError
 from pytest_llamaperf.wording import amount
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ def predict(
     """
     if layout and gpus:
         raise click.UsageError("--gpus chooses the layouts; leave out --layout")
-    cases = [
-        Case(gpu.name, "tensorrt-llm", m, r, chosen, workload_named(f"{scenario}-{shape}"))
+    wanted = [
+        _Wanted(gpu.name, m, r, chosen, f"{scenario}-{shape}")
         for m in model
         for gpu in hardware
         for scenario in flat(workload)
@@ -115,14 +115,14 @@ def predict(
         for chosen in (_layouts_of(m, gpus) if gpus else flat(layout) or [Layout(tp=8)])
         for shape in flat(lengths)
     ]
-    outcomes = list(_predicted(cases))
+    outcomes = list(_predicted(wanted))
     if json_path:
         _write_json(json_path, outcomes)
     if json_path != "-":
         _show(outcomes)
-    problems = [outcome for _, outcome in outcomes if isinstance(outcome, EngineError)]
+    problems = [outcome for _, outcome in outcomes if isinstance(outcome, LlamaperfError)]
     if len(problems) == len(outcomes):
-        sys.exit(2 if all(isinstance(problem, DoesNotFit) for problem in problems) else 1)
+        sys.exit(2 if all(isinstance(problem, (UsageError, DoesNotFit)) for problem in problems) else 1)
 
 
 def _layouts_of(model: Model, gpus: int) -> list[Layout]:
@@ -143,27 +143,55 @@ def _layouts_of(model: Model, gpus: int) -> list[Layout]:
     return fitting
 
 
-def _predicted(cases: list[Case]) -> Iterable[tuple[Case, Prediction | EngineError]]:
-    """With a progress bar where there is more than one, and the error in place of a prediction that cannot be."""
+@dataclass(frozen=True)
+class _Wanted:
+    """The parts of one case; not every combination of a sweep makes one."""
+
+    hardware: str
+    model: Model
+    recipe: Recipe
+    layout: Layout
+    workload: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.hardware}/tensorrt-llm/{self.model}/{self.recipe}/{self.layout}/{self.workload}"
+
+    def case(self) -> Case:
+        """Raises UsageError."""
+        work = workload_named(self.workload)
+        return Case(self.hardware, "tensorrt-llm", self.model, self.recipe, self.layout, work)
+
+
+_Outcome = tuple[_Wanted, "Prediction | LlamaperfError"]
+
+
+def _predicted(wanted: list[_Wanted]) -> Iterable[_Outcome]:
+    """With a progress bar where there is more than one, and the error in place of a prediction that cannot be.
+
+    Raises UsageError if the only one wanted is no case.
+    """
     from rich.console import Console
     from rich.progress import track
 
     from pytest_llamaperf import predicting
 
     console = Console(stderr=True)
-    for case in track(cases, description="predicting", console=console, transient=True, disable=len(cases) == 1):
+    for one in track(wanted, description="predicting", console=console, transient=True, disable=len(wanted) == 1):
         try:
-            yield case, predicting.predict(case)
-        except EngineError as problem:
-            yield case, problem
+            yield one, predicting.predict(one.case())
+        except LlamaperfError as problem:
+            if isinstance(problem, UsageError) and len(wanted) == 1:
+                raise
+            yield one, problem
 
 
-def _show(outcomes: list[tuple[Case, Prediction | EngineError]]) -> None:
+def _show(outcomes: list[_Outcome]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
     console.width = max(console.width, _NARROWEST)
-    predictions = [outcome for _, outcome in outcomes if not isinstance(outcome, EngineError)]
+    predictions = [outcome for _, outcome in outcomes if not isinstance(outcome, LlamaperfError)]
     if len(outcomes) == 1 and predictions:
         _show_one(console, predictions[0])
     elif predictions:
@@ -173,9 +201,9 @@ def _show(outcomes: list[tuple[Case, Prediction | EngineError]]) -> None:
             console.print()
         for note in dict.fromkeys(note for prediction in predictions for note in prediction.notes):
             console.print(f"note: {note}", style="dim")
-    for case, outcome in outcomes:
-        if isinstance(outcome, EngineError):
-            console.print(f"{case.id}\n  cannot be: {outcome}", style="yellow")
+    for wanted, outcome in outcomes:
+        if isinstance(outcome, LlamaperfError):
+            console.print(f"{wanted.id}\n  cannot be: {outcome}", style="yellow")
 
 
 def _table(predictions: list[Prediction], *, width: int) -> Any:
@@ -256,10 +284,10 @@ def _listed(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{kind} {share:.0%}" for kind, share in largest_first if share >= 0.005)
 
 
-def _write_json(path: str, outcomes: list[tuple[Case, Prediction | EngineError]]) -> None:
+def _write_json(path: str, outcomes: list[_Outcome]) -> None:
     from pytest_llamaperf.runs import to_json, write_atomically
 
-    document = {"schema": 1, "predictions": [_as_json(case, outcome) for case, outcome in outcomes]}
+    document = {"schema": 1, "predictions": [_as_json(wanted, outcome) for wanted, outcome in outcomes]}
     text = to_json(document, indent=1) + "\n"
     if path == "-":
         click.echo(text, nl=False)
@@ -270,15 +298,15 @@ def _write_json(path: str, outcomes: list[tuple[Case, Prediction | EngineError]]
         raise UsageError(f"--json {path}: cannot be written: {problem.strerror}") from None
 
 
-def _as_json(case: Case, outcome: Prediction | EngineError) -> dict[str, object]:
+def _as_json(wanted: _Wanted, outcome: Prediction | LlamaperfError) -> dict[str, object]:
     from pytest_llamaperf import metrics
     from pytest_llamaperf.predicting import operator_shares, physical_limit
 
-    if isinstance(outcome, EngineError):
-        return {"case": case.to_dict(), "error": str(outcome)}
+    if isinstance(outcome, LlamaperfError):
+        return {"case": {"id": wanted.id}, "error": str(outcome)}
     limit = physical_limit(outcome).values[metrics.OUTPUT_THROUGHPUT]
     return {
-        "case": case.to_dict(),
+        "case": outcome.case.to_dict(),
         "source": "predicted",
         "metrics": {m.name: {"value": value, "unit": m.unit} for m, value in outcome.values.items()},
         "memory": asdict(outcome.memory),

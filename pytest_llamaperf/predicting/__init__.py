@@ -16,13 +16,13 @@ from pytest_llamaperf.cases import Case, Layout, Task, Workload
 from pytest_llamaperf.catalog import gpu_named
 from pytest_llamaperf.errors import DoesNotFit, UsageError
 from pytest_llamaperf.lengths import DISTRIBUTIONS, arrival_times, request_lengths
-from pytest_llamaperf.limits import KV_FRACTION, Limits, bench_limits
+from pytest_llamaperf.limits import Limits, default_limits
 from pytest_llamaperf.measurements import Fingerprint
 from pytest_llamaperf.metrics import Metric
 from pytest_llamaperf.predicting import operators
 from pytest_llamaperf.predicting.batching import Request, Schedule, simulate
 from pytest_llamaperf.predicting.calibration import CALIBRATION, UNCALIBRATED, Calibration
-from pytest_llamaperf.predicting.operators import Deployment, DeviceMemory, View
+from pytest_llamaperf.predicting.operators import Deployment, View
 from pytest_llamaperf.traces import Trace, summarize
 
 
@@ -80,8 +80,8 @@ def predict(
     workload = _workload(case)
     deployment = _deployment(case)
     lengths = request_lengths(workload)
-    limits = limits or default_limits(case, lengths)
-    memory = _memory(deployment, limits)
+    limits = limits or default_limits(case)
+    memory = _memory(case, limits)
     times = operators.operator_times(deployment, view)
 
     schedules = []
@@ -134,31 +134,9 @@ def physical_limit(prediction: Prediction) -> Prediction:
     return predict(prediction.case, limits=prediction.limits, calibration=UNCALIBRATED, view=View.PHYSICAL_LIMIT)
 
 
-def default_limits(
-    case: Case,
-    lengths: Sequence[tuple[int, int]] | None = None,
-    *,
-    kv_fraction: float = KV_FRACTION,
-    chunked: bool = True,
-) -> Limits:
-    """What trtllm-bench 1.2 and later would choose for this case, chunked prefill included."""
-    lengths = lengths or request_lengths(_workload(case))
-    return bench_limits(
-        case.model,
-        case.recipe,
-        case.layout,
-        gpu_memory=operators.gpu_memory(gpu_named(case.hardware).operator_tables),
-        isl=sum(isl for isl, _ in lengths) / len(lengths),
-        osl=sum(osl for _, osl in lengths) / len(lengths),
-        longest_prompt=max(isl for isl, _ in lengths),
-        kv_fraction=kv_fraction,
-        chunked_prefill=chunked,
-    )
-
-
 def memory_of(case: Case, limits: Limits | None = None) -> Memory:
     """Memory of one GPU and KV capacity, without simulating anything. Raises DoesNotFit."""
-    return _memory(_deployment(case), limits or default_limits(case))
+    return _memory(case, limits or default_limits(case))
 
 
 def _workload(case: Case) -> Workload:
@@ -205,20 +183,21 @@ def _lanes(workload: Workload, layout: Layout, lengths: Sequence[tuple[int, int]
     return lanes
 
 
-def _memory(deployment: Deployment, limits: Limits) -> Memory:
+def _memory(case: Case, limits: Limits) -> Memory:
     """Of one GPU, and the tokens one replica can cache: a GPU holds 1/pp of the layers of each of them."""
-    device: DeviceMemory = operators.device_memory(deployment, limits.max_num_tokens)
-    free = device.capacity - device.weights - device.other
+    gpu = gpu_named(case.hardware)
+    used = operators.device_memory(_deployment(case), limits.max_num_tokens)
+    free = used.capacity - used.weights - used.other
     if free <= 0:
         gib = 2.0**30
         raise DoesNotFit(
-            f"{deployment.model} {deployment.recipe} {deployment.layout}: {device.weights / gib:.1f} GiB of weights "
-            f"and {device.other / gib:.1f} GiB of working memory exceed the {device.capacity / gib:.0f} GiB of one "
-            f"{deployment.tables}; use more GPUs (tp, pp) or a smaller recipe"
+            f"{case.model} {case.recipe} {case.layout}: {used.weights / gib:.1f} GiB of weights and "
+            f"{used.other / gib:.1f} GiB of working memory exceed the {used.capacity / gib:.0f} GiB of one {gpu.title}; "
+            "use more GPUs (tp, pp) or a smaller recipe"
         )
     cache = free * limits.kv_fraction
-    tokens = int(cache * deployment.layout.pp // device.kv_per_token)
-    return Memory(device.capacity, device.weights, device.other, cache, tokens)
+    tokens = int(cache * case.layout.pp // used.kv_per_token)
+    return Memory(used.capacity, used.weights, used.other, cache, tokens)
 
 
 def _notes(
