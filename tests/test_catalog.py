@@ -310,6 +310,21 @@ def test_a_checkpoint_of_a_known_model_has_the_shape_in_the_catalog(tmp_path: Pa
     assert {**vars(found), "source": ""} == {**vars(known), "source": ""}
 
 
+def test_a_checkpoint_called_like_another_model_is_refused(tmp_path: Path) -> None:
+    """It would be judged by promises made for the real one."""
+    path = checkpoint(tmp_path / "llama-3.1-8b", {**SHAPE, "rope_theta": 100000.0})
+
+    with pytest.raises(UsageError, match=r"called like the catalog's llama-3\.1-8b and has another shape; rename"):
+        model_named(path)
+
+
+def test_heads_that_cannot_share_their_kv_heads_are_refused(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "odd", {**SHAPE, "num_attention_heads": 9, "num_key_value_heads": 2})
+
+    with pytest.raises(UsageError, match="9 attention heads cannot share 2 KV heads evenly"):
+        model_named(path)
+
+
 def test_a_scaled_rope_is_the_same_in_the_spelling_of_transformers_4_and_5(tmp_path: Path) -> None:
     of_4 = {**SHAPE, "rope_theta": 500000.0, "rope_scaling": LLAMA3_SCALING}
     of_5 = {**SHAPE, "rope_parameters": {"rope_theta": 500000.0, **LLAMA3_SCALING}}

@@ -366,6 +366,53 @@ def test_the_gate_is_closed_by_a_promise_that_no_test_judged(pytester: pytest.Py
     result.stdout.fnmatch_lines([f"  - promised and not judged: cpu/{CASE} ttft_median"])
 
 
+def test_what_a_fixture_judges_after_the_test_closes_the_gate(pytester: pytest.Pytester, measured: Any) -> None:
+    suite = """
+import pytest
+from pytest_llamaperf import OUTPUT_THROUGHPUT
+
+@pytest.fixture
+def judged_later(case, measure, baseline):
+    yield
+    try:
+        baseline.check(measure(case), OUTPUT_THROUGHPUT)
+    except BaseException:
+        pass
+"""
+    marker = SUITE[SUITE.index("@pytest") : SUITE.index("def ")]
+
+    result = measured("--gate", suite=f"{suite}\n{marker}def test_speed(judged_later): pass", **GOOD)
+
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([f"  - no-baseline: cpu/{CASE} output_throughput"])
+
+
+def test_the_same_case_with_another_workload_is_measured_anew(pytester: pytest.Pytester, measured: Any) -> None:
+    """The number of requests is no part of the id, and still another run."""
+    suite = """
+import dataclasses, pytest
+
+def shorter(case):
+    return dataclasses.replace(case, work=dataclasses.replace(case.work, requests=3))
+"""
+    marker = SUITE[SUITE.index("@pytest") : SUITE.index("def ")]
+    body = "def test_speed(case, measure):\n    assert measure(shorter(case)) is not measure(case)"
+
+    result = measured("-s", suite=f"{suite}\n{marker}{body}")
+
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*opened 4 engines"])
+
+
+def test_an_engine_that_cannot_load_is_not_loaded_again(pytester: pytest.Pytester, measured: Any) -> None:
+    twice = SUITE + SUITE.replace("test_speed", "test_again")
+
+    result = measured("-s", speeds=[0.0], suite=twice)
+
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*opened 1 engines"])
+
+
 def test_nobody_opens_predictions_but_the_plugin(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("def pytest_llamaperf_engines(): return {'predicted': print}")
 

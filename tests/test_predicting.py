@@ -14,7 +14,7 @@ import aiconfigurator_core
 import pyarrow.parquet  # type: ignore[import-untyped]
 import pytest
 
-from pytest_llamaperf import metrics
+from pytest_llamaperf import metrics, predicting
 from pytest_llamaperf.cases import Layout, Task, Workload
 from pytest_llamaperf.catalog import case_of_key, model_named
 from pytest_llamaperf.errors import DoesNotFit, EngineError, UsageError
@@ -540,3 +540,20 @@ def test_a_shape_nobody_measured_is_an_engine_error() -> None:
     """The embedded SmolLM2-135M has 3 KV heads of 64."""
     with pytest.raises(EngineError, match="smollm2-135m"):
         predicted("smollm2-135m/bf16/tp1/min-latency-128-128")
+
+
+def test_requests_fewer_than_pipeline_stages_share_the_whole_cache() -> None:
+    """405B on 8xH100 by pipeline: an eighth of the cache is too small for 122,048 tokens, all of it is not."""
+    prediction = predict(case_of_key("h100", "tensorrt-llm/llama-3.1-405b/modelopt-fp8/pp8/min-latency-120000-2048"))
+
+    assert prediction.memory.kv_tokens / 8 < 122_048 < prediction.memory.kv_tokens
+    assert len(prediction.traces) == 10
+
+
+def test_replicas_do_not_share_a_cache() -> None:
+    """Two requests on two replicas of two stages: each replica has one, and its whole cache."""
+    two = dataclasses.replace(of_8b("concurrency-2", 2, layout="pp2").case, layout=Layout(pp=2, dp=2))
+
+    (lane,) = predicting._lanes(Workload("concurrency-2", 512, 64, 2), two.layout, [(512, 64)] * 2)
+
+    assert (lane.copies, lane.sharing, lane.concurrency) == (2, 1, 1)

@@ -54,7 +54,7 @@ class Reporter:
         record = dataclasses.replace(before, duration=before.duration + report.duration)
         if report.when == "setup":
             record = dataclasses.replace(record, case=case_of_report(report), attempts=record.attempts + 1)
-        if report.when == "call" or (report.when == "setup" and report.failed):
+        if report.when != "setup" or report.failed:  # what a fixture judges after the test counts as well
             record = dataclasses.replace(record, results=results_of(report))
         if report.failed:
             outcome = "failed" if report.when == "call" else "error"
