@@ -1,7 +1,7 @@
-"""How much an engine may batch: the limits every engine is opened with, and trtllm-bench's way to choose them.
+"""How much an engine may batch: the limits a case is run with, and trtllm-bench's way to choose them.
 
-A gate always passes both limits on. Left out, trtllm-bench chooses them by a heuristic that changes between
-releases, and the change looks like one of speed.
+They are chosen here, for every engine and for the predictor. Left to trtllm-bench, they come from a heuristic that
+changes between releases, and the change looks like one of speed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ CUDA_GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 384, 512, 1024, 2048
 
 # Where requests differ in length the batch wanders, and padding 540 up to 1,024 would waste half of every iteration.
 FINE_GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32, *range(64, 2049, 64))
-
 
 # Share of the free memory for the KV cache: what the performance overview uses "in most cases".
 KV_FRACTION = 0.95
@@ -81,7 +80,8 @@ def bench_limits(
 
     Source: tensorrt_llm/bench/build/tuning.py of TensorRT-LLM 1.0 and 1.2, restated: as many requests as the KV
     cache could hold, at most 4,096, shared among the pipeline stages; tokens in proportion to prompts joining
-    while others decode, at most 32,768; both rounded up, more coarsely the larger they are. Chunks of long prompts are ours: see LEAST_CHUNK.
+    while others decode, at most 32,768; both rounded up, more coarsely the larger they are. Chunks of long prompts
+    are ours: see LEAST_CHUNK.
     """
     weights = (
         model.attention_weights * recipe.attention.bytes

@@ -74,7 +74,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--gate",
         action="store_true",
-        help="release gate: exit 1 unless every test is a measured pass, and say why",
+        help="release gate: exit 1 unless every test is a measured pass and every promise was judged, and say why",
     )
     group.addoption(
         "--restarts",

@@ -448,3 +448,8 @@ def test_shipped_promises_hold_for_trtllm_bench_as_well() -> None:
     for entry in sample:
         benched = case(entry.case.key.replace("tensorrt-llm/", "trtllm-bench/"))
         assert shipped.find(benched, entry.metric) is entry
+
+
+def test_a_promise_for_weights_that_do_not_fit_is_refused(book: Books) -> None:
+    with pytest.raises(DocumentError, match=r"llama-3\.1-405b\.yaml:5: .*756\.0 GiB of weights on each GPU"):
+        book(**{"llama-3.1-405b": text(key="tensorrt-llm/llama-3.1-405b/bf16/tp1/min-latency-128-128")})

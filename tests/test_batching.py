@@ -570,3 +570,10 @@ def test_a_later_start_shifts_everything(requests: list[Request], limits: Limits
     later = run(delayed, fresh(), limits, kv_tokens=kv_tokens)
 
     assert lasts(later) == pytest.approx([start + last for last in lasts(at_once)], rel=1e-9)
+
+
+def test_attention_of_prompts_of_different_length_costs_the_sum_of_their_squares() -> None:
+    """Prompts of 1 and 7 tokens: 1 + 49 pairs, as two of 5; two of the mean length 4 would cost 32."""
+    schedule = run([Request(1, 1), Request(7, 1)], Costs(per_iteration=1.0, per_pair=1.0))
+
+    assert [trace.first_token for trace in schedule.traces] == [51.0, 51.0]

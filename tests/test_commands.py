@@ -68,6 +68,15 @@ def test_a_sweep_keeps_to_eighty_columns(llamaperf: Any, monkeypatch: pytest.Mon
     assert max(len(line.rstrip()) for line in result.stdout.splitlines()) <= 80
 
 
+def test_the_narrowest_terminal_keeps_the_names(llamaperf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+
+    result = llamaperf("predict", "llama-3.1-8b", "--layout", "tp1,tp2", "--workload", "min-latency")
+
+    rows = [line.split()[:3] for line in result.stdout.splitlines() if line.startswith("modelopt-fp8")]
+    assert rows == [["modelopt-fp8", "tp1", "2048/128"], ["modelopt-fp8", "tp2", "2048/128"]]
+
+
 def test_json_holds_everything_in_base_units(llamaperf: Any, tmp_path: Path) -> None:
     path = tmp_path / "predictions.json"
 

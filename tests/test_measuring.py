@@ -219,3 +219,16 @@ def test_the_predictor_is_measured_like_any_engine() -> None:
     assert measurement.samples == {metric: (value,) for metric, value in prediction.values.items()}
     assert measurement.notes == prediction.notes
     assert measurement.fingerprint == prediction.fingerprint
+
+
+def test_restarts_of_different_sources_are_no_measurement() -> None:
+    """A prediction ends the restarts, so it can only come after a measurement."""
+    sources = iter([Source.MEASURED, Source.PREDICTED])
+    workshop = Workshop(answering_in(11.0), answering_in(6.0))
+
+    def open_engine(case: Case) -> Engine:
+        workshop.source = next(sources)
+        return workshop.open(case)
+
+    with pytest.raises(EngineError, match="restarts of one case are of different sources: measured, predicted"):
+        measure(CASE, open_engine, restarts=2)

@@ -413,6 +413,53 @@ def test_an_engine_that_cannot_load_is_not_loaded_again(pytester: pytest.Pyteste
     result.stdout.fnmatch_lines(["*opened 1 engines"])
 
 
+def test_a_part_of_the_suite_is_not_releasable_without_the_gate_either(
+    pytester: pytest.Pytester, measured: Any
+) -> None:
+    promise(pytester, 100)
+    path = pytester.path / "baselines" / "cpu" / "smollm2-135m.yaml"
+    path.write_text(path.read_text() + path.read_text().split("promises:\n")[1].replace("16-8", "16-9"))
+
+    result = measured("--results=out", **GOOD)
+
+    assert result.ret == 0
+    assert run_json(pytester)["decision"]["releasable"] is False
+    (reason,) = run_json(pytester)["decision"]["reasons"]
+    assert reason == f"promised and not judged: cpu/{CASE.replace('16-8', '16-9')} output_throughput"
+
+
+def test_an_engine_that_measures_may_not_give_predictions(pytester: pytest.Pytester, measured: Any) -> None:
+    promise(pytester, 100)
+    pytester.makeconftest(ENGINE.format(speeds=[100.0]).replace("Source.MEASURED", "Source.PREDICTED"))
+    pytester.makepyfile(SUITE)
+
+    result = pytester.runpytest("--gpu=cpu", "--gate")
+
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [f"cpu/{CASE}", "*error, not a regression: the engine torch gave a result that is predicted"]
+    )
+
+
+def test_cases_of_other_hardware_do_not_close_the_gate(pytester: pytest.Pytester, measured: Any) -> None:
+    promise(pytester, 100)
+    elsewhere = PREDICTED[PREDICTED.index("@pytest") :].replace("test_speed", "test_elsewhere")
+
+    result = measured("--gate", suite=SUITE + elsewhere, **GOOD)
+
+    result.assert_outcomes(passed=1, deselected=2)
+    assert result.ret == 0
+
+
+def test_rows_are_in_the_same_order_whatever_order_the_tests_ran_in(pytester: pytest.Pytester) -> None:
+    promise_prediction(pytester)
+    pytester.makepyfile(PREDICTED.replace('["tp1", "tp2"]', '["tp2", "tp1"]'))
+
+    result = pytester.runpytest("--gpu=h200", "--engine=predicted")
+
+    result.stdout.fnmatch_lines(["modelopt-fp8  tp1 *", "modelopt-fp8  tp2 *"], consecutive=True)
+
+
 def test_nobody_opens_predictions_but_the_plugin(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("def pytest_llamaperf_engines(): return {'predicted': print}")
 

@@ -203,3 +203,29 @@ def test_a_name_that_is_no_unicode_is_logged_all_the_same(tmp_path: Path) -> Non
         log.add(record(outcome="error", reason="gr\udcfc\udcdfe", nodeid="suites/test_a.py::test_b"))
 
     assert len(lines(tmp_path)) == 2
+
+
+def test_a_link_stays_a_link_and_what_it_points_to_is_written(tmp_path: Path) -> None:
+    target = tmp_path / "target.json"
+    target.write_text("old")
+    link = tmp_path / "link.json"
+    link.symlink_to(target)
+
+    write_atomically(link, "new")
+
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """A pipe here, and so /dev/null for whoever runs this as root."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_atomically(pipe, "new")
+
+        assert os.read(reader, 100) == b"new"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()

@@ -32,7 +32,7 @@ class Run:
 
 
 class Engine(Protocol):
-    """An opened engine of one engine key. Whoever opened it closes it; `close` may be called twice."""
+    """An engine opened for one case. Whoever opened it closes it; `close` may be called twice."""
 
     @property
     def source(self) -> Source: ...

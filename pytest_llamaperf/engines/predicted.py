@@ -11,7 +11,7 @@ from pytest_llamaperf.predicting import predict
 
 
 class PredictedEngine:
-    """Predicts every workload of one engine key."""
+    """Predicts workloads of the model, recipe and layout of one case."""
 
     source = Source.PREDICTED
 

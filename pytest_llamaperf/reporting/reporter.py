@@ -88,7 +88,7 @@ class Reporter:
         self._not_run = max(0, session.testscollected - len(self._tests))
         if session.exitstatus not in _ORDERLY_ENDS:
             self._broken.append(f"the session ended early, with exit status {int(session.exitstatus)}")
-        if self._acceptance.settings.gate:
+        if self._acceptance.settings.gate or self._files:  # run.json tells a decision with and without --gate
             self._broken += self._unjudged()
         if self._files:
             self._files.finish(list(self._tests.values()), self._decision())
