@@ -5,6 +5,7 @@ LlamaperfError         anything whose message is meant for a person, never shown
 |   +-- DocumentError  ... in a YAML file, with file and line
 +-- EngineError        an engine or the predictor could not do its work; never a regression
     +-- DoesNotFit     weights or one request need more memory than the GPUs have
+    +-- EngineFailure  its process died, hung, ran out of memory, ...: hosting.failures
 """
 
 from __future__ import annotations
