@@ -19,19 +19,38 @@ from pytest_llamaperf.errors import UsageError, nearest
 class Number(StrEnum):
     """How numbers of a linear layer or of the KV cache are stored, and so multiplied."""
 
+    FP32 = "fp32"  # what BF16 weights are computed in where rounding must not hide a mistake
     BF16 = "bf16"
     FP8_TENSOR = "fp8-per-tensor"  # one static scale for each weight and each activation tensor
     FP8_ROW = "fp8-per-row"  # one scale for each output row, and one for each token, found at run time
     FP8 = "fp8"  # KV cache and attention
+    INT8_SMOOTH = "int8-smoothquant"  # outliers of activations moved into the weights; a scale for each output row
+    INT4_AWQ = "int4-awq"  # weights only, a scale for each block of INT4_BLOCK inputs
 
     @property
-    def bytes(self) -> int:
-        return 2 if self is Number.BF16 else 1
+    def bytes(self) -> float:
+        """Of one weight, with its share of a block's two-byte scale."""
+        match self:
+            case Number.FP32:
+                return 4
+            case Number.BF16:
+                return 2
+            case Number.INT4_AWQ:
+                return 0.5 + 2 / INT4_BLOCK
+            case _:
+                return 1
+
+
+# Inputs that share one scale in int4-awq; ModelOpt's and TensorRT-LLM's block.
+INT4_BLOCK = 128
 
 
 @dataclass(frozen=True)
 class Model:
-    """A Llama by the shape of its network; `context` is the longest sequence in tokens it was trained for."""
+    """A Llama by the shape of its network; `context` is the longest sequence in tokens it was trained for.
+
+    `random` marks a network of this shape whose weights are drawn, for speed where values do not matter.
+    """
 
     name: str
     layers: int
@@ -45,6 +64,7 @@ class Model:
     tied_embeddings: bool
     rope: Mapping[str, float | str] = field(hash=False)
     source: str
+    random: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -124,6 +144,9 @@ class Layout:
 
 ENGINES = ("tensorrt-llm", "trtllm-bench", "torch")
 
+# The hardware of a case that needs no GPU.
+CPU = "cpu"
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -175,7 +198,7 @@ SCENARIOS = ("max-throughput", "min-latency", "concurrency-<N>", "rate-<requests
 
 @dataclass(frozen=True)
 class Task:
-    """An accuracy task by its lm-eval name."""
+    """What is looked at where speed does not matter: `answers` (to the fixed questions of `answers.py`), `checkpoint`."""
 
     name: str
 
@@ -197,7 +220,7 @@ class Case:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise UsageError(f"unknown engine {self.engine!r}; {nearest(self.engine, ENGINES)}")
-        check_layout(self.model, self.layout)
+        check_layout(self.model, self.layout, self.engine)
         if isinstance(self.work, Workload) and self.work.isl + self.work.osl > self.model.context:
             raise UsageError(
                 f"{self.model} reads at most {self.model.context:,} tokens; "
@@ -244,10 +267,15 @@ class Case:
         }
 
 
-def check_layout(model: Model, layout: Layout) -> None:
-    """Refuse a layout the network cannot be cut into; raises UsageError with the sizes that would work."""
-    if not _divides(model, layout.tp):
-        sizes = ", ".join(f"tp{n}" for n in range(1, 33) if _divides(model, n))
+def check_layout(model: Model, layout: Layout, engine: str = "tensorrt-llm") -> None:
+    """Refuse a layout the network cannot be cut into; raises UsageError with the sizes that would work.
+
+    TensorRT-LLM gives every rank as many heads as the next, copying KV heads where ranks are more. The torch engine
+    cuts unevenly, by whole KV heads, so that a small network can be spread over two ranks as well.
+    """
+    fits = _cuts_unevenly if engine == "torch" else _divides
+    if not fits(model, layout.tp):
+        sizes = ", ".join(f"tp{n}" for n in range(1, 33) if fits(model, n))
         raise UsageError(
             f"{layout}: {model} has {model.heads} attention heads and {model.kv_heads} KV heads, "
             f"which tp{layout.tp} does not divide; these do: {sizes}"
@@ -260,3 +288,7 @@ def _divides(model: Model, tp: int) -> bool:
     """Every rank gets as many heads as the next; KV heads are shared out, or each copied to as many ranks."""
     shares_kv = model.kv_heads % tp == 0 if tp <= model.kv_heads else tp % model.kv_heads == 0
     return model.heads % tp == 0 and shares_kv
+
+
+def _cuts_unevenly(model: Model, tp: int) -> bool:
+    return tp <= model.kv_heads

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pytest_llamaperf.cases import CPU
 from pytest_llamaperf.catalog import gpus
-
-CPU = "cpu"
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,20 @@ class Machine:
     driver: str | None
     processor: str
     problem: str | None = None
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     @property
     def hardware(self) -> str:
         """What `--gpu auto` means here: the most numerous GPU of the catalog, else cpu."""
         known = Counter(gpu.name for gpu in self.gpus if gpu.name)
         return known.most_common(1)[0][0] if known else CPU
+
+    @property
+    def slug(self) -> str:
+        """A name for machines like this one, for a file: processor, its cores, and GPUs if there are any."""
+        gpus = "-".join(f"{count}x{name}" for name, count in sorted(Counter(g.product for g in self.gpus).items()))
+        words = f"{self.processor} {self.cores} cores {gpus}"
+        return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
     def count(self, name: str) -> int:
         """GPUs of this catalog name."""

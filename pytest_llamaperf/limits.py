@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pytest_llamaperf.cases import Case, Layout, Model, Recipe, Workload
+from pytest_llamaperf.cases import CPU, Case, Layout, Model, Recipe, Workload
 from pytest_llamaperf.catalog import gpu_named
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.lengths import request_lengths
@@ -28,10 +28,17 @@ KV_FRACTION = 0.95
 LEAST_CHUNK = 8192
 
 
+# The torch engine: requests in flight for each pipeline stage, and tokens a slot can hold at least.
+CPU_SLOTS = 8
+GPU_SLOTS = 64
+LEAST_SLOT = 512
+
+
 @dataclass(frozen=True)
 class Limits:
     """max_batch_size in requests, max_num_tokens in tokens of one iteration, both of one pipeline stage.
 
+    max_seq_len is the longest request in tokens, prompt and answer; None: what the model was trained for.
     kv_fraction is the share of the memory left after loading that the KV cache may take. Without
     chunked_prefill a prompt is worked off in one iteration, so max_num_tokens is at least the longest prompt.
     """
@@ -41,13 +48,16 @@ class Limits:
     kv_fraction: float = KV_FRACTION
     chunked_prefill: bool = True
     cuda_graph_batch_sizes: tuple[int, ...] = CUDA_GRAPH_BATCH_SIZES
+    max_seq_len: int | None = None
 
 
 def default_limits(case: Case, *, kv_fraction: float = KV_FRACTION, chunked_prefill: bool = True) -> Limits:
     """The limits for a case on its GPU, which every engine and the predictor use.
 
-    Raises UsageError for a case without workload, or of hardware that is no GPU of the catalog.
+    Raises UsageError for a case of TensorRT-LLM without workload, or of hardware that is not in the catalog.
     """
+    if case.engine == "torch" or case.hardware == CPU:
+        return _reference_limits(case)
     if not isinstance(case.work, Workload):
         raise UsageError(f"{case}: {case.work} is an accuracy task, which has no lengths to size batches for")
     lengths = request_lengths(case.work)
@@ -62,6 +72,17 @@ def default_limits(case: Case, *, kv_fraction: float = KV_FRACTION, chunked_pref
         kv_fraction=kv_fraction,
         chunked_prefill=chunked_prefill,
     )
+
+
+def _reference_limits(case: Case) -> Limits:
+    """Of the torch engine, whose cache is a slot of fixed length for each request, and of anything on a CPU.
+
+    The length is that of the workload rounded up to a power of two, so that one engine serves all short workloads.
+    """
+    longest = max(isl + osl for isl, osl in request_lengths(case.work)) if isinstance(case.work, Workload) else 1
+    length = min(max(LEAST_SLOT, 1 << (longest - 1).bit_length()), case.model.context)
+    slots = CPU_SLOTS if case.hardware == CPU else GPU_SLOTS
+    return Limits(slots, LEAST_CHUNK, chunked_prefill=False, max_seq_len=length)
 
 
 def bench_limits(

@@ -253,7 +253,10 @@ def test_a_key_has_five_parts(key: str) -> None:
         ("torch/llama-3.1-8b/fp16/tp1/min-latency-1-1", "unknown recipe 'fp16'; did you mean 'bf16'?"),
         ("torch/llama-3.1-8b/bf16/tp/min-latency-1-1", "unknown layout 'tp'; write tp8, "),
         ("torch/llama-3.1-8b/bf16/tp1/min-latency", "unknown workload 'min-latency'; "),
-        ("torch/llama-3.1-8b/bf16/tp3/min-latency-1-1", "tp3: llama-3.1-8b has 32 attention heads and 8 KV heads"),
+        (
+            "tensorrt-llm/llama-3.1-8b/bf16/tp3/min-latency-1-1",
+            "tp3: llama-3.1-8b has 32 attention heads and 8 KV heads",
+        ),
         ("torch/llama-2-70b/bf16/tp8/min-latency-4096-1", "llama-2-70b reads at most 4,096 tokens"),
     ],
 )
@@ -267,9 +270,14 @@ def test_a_wrong_part_of_a_key_is_named(key: str, message: str) -> None:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     model = draw(st.sampled_from(list(models().values())))
-    tps = [
-        tp for tp in range(1, 33) if model.heads % tp == 0 and (model.kv_heads % tp == 0 or tp % model.kv_heads == 0)
-    ]
+    engine = draw(st.sampled_from(ENGINES))
+
+    def fits(tp: int) -> bool:
+        if engine == "torch":
+            return tp <= model.kv_heads
+        return model.heads % tp == 0 and (model.kv_heads % tp == 0 or tp % model.kv_heads == 0)
+
+    tps = [tp for tp in range(1, 33) if fits(tp)]
     layout = Layout(draw(st.sampled_from(tps)), draw(st.integers(1, model.layers)), draw(st.integers(1, 16)))
     isl = draw(st.integers(1, model.context - 1))
     lengths = isl, draw(st.integers(1, model.context - isl))
@@ -281,7 +289,7 @@ def cases(draw: st.DrawFn) -> Case:
     drawn = st.just(Workload(scenario, 289, 291, 1, lengths="openorca"))
     work = draw(drawn | st.just(Workload(scenario, *lengths, requests=1)))
     recipe = draw(st.sampled_from(list(recipes().values())))
-    return Case(draw(st.sampled_from(list(gpus()))), draw(st.sampled_from(ENGINES)), model, recipe, layout, work)
+    return Case(draw(st.sampled_from(list(gpus()))), engine, model, recipe, layout, work)
 
 
 @given(cases())
@@ -292,7 +300,7 @@ def test_every_case_is_found_again_by_its_key(case: Case) -> None:
     assert (again.engine, again.model, again.recipe, again.layout) == (
         case.engine, case.model, case.recipe, case.layout,
     )  # fmt: skip
-    check_layout(again.model, again.layout)
+    check_layout(again.model, again.layout, again.engine)
     assert isinstance(again.work, Workload)
     assert isinstance(case.work, Workload)
     assert (again.work.scenario, again.work.isl, again.work.osl, again.work.lengths) == (

@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,14 +58,27 @@ def recipes() -> dict[str, Recipe]:
 def model_named(name: str) -> Model:
     """A model of the catalog, or of a Hugging Face checkpoint directory if `name` is the path of one.
 
-    Raises UsageError with the nearest name for an unknown one.
+    `NAME@random` is a network of that shape with drawn weights, `NAME@random@layers=N` one of N layers: for speed
+    where values do not matter, built where it runs. Raises UsageError with the nearest name for an unknown one.
     """
     if name in models():
         return models()[name]
+    shape, *changes = name.split("@")
+    if changes and shape in models():
+        return _varied(models()[shape], name, changes)
     with contextlib.suppress(OSError):  # a name too long for a path, or a folder that may not be read
         if (Path(name) / "config.json").is_file():
             return _model_of_checkpoint(Path(name))
     raise UsageError(f"unknown model {name!r}; {nearest(name, models())}; or the path of a Hugging Face checkpoint")
+
+
+def _varied(model: Model, name: str, changes: Sequence[str]) -> Model:
+    layers = re.fullmatch(r"layers=([1-9][0-9]{0,3})", changes[-1])
+    if changes not in (["random"], ["random", changes[-1]]) or (len(changes) == 2 and layers is None):
+        raise UsageError(f"unknown variant {name!r}; write {model.name}@random, or {model.name}@random@layers=2")
+    return dataclasses.replace(
+        model, name=name, random=True, layers=int(layers[1]) if layers else model.layers, source="drawn at random"
+    )
 
 
 def gpu_named(name: str) -> Gpu:
@@ -135,7 +149,7 @@ def check_weights(case: Case) -> None:
 def _requests(scenario: str, isl: int, osl: int) -> int:
     counts = _request_counts()
     if scenario == "min-latency":
-        return counts.min_latency
+        return counts.short.get(f"{isl}/{osl}", counts.min_latency)
     published = counts.published.get(f"{isl}/{osl}")
     return published or min(max(counts.token_budget // (isl + osl), counts.least), counts.most)
 
@@ -147,23 +161,25 @@ class _RequestCounts:
     least: int
     most: int
     min_latency: int
+    short: dict[str, int]
 
 
 @functools.cache
 def _request_counts() -> _RequestCounts:
     document = read_document(_HERE / "workloads.yaml")
-    shapes = document.section("requests")
+    shapes, short = document.section("requests"), document.section("min_latency")
     return _RequestCounts(
         published={shape: shapes.whole(shape, least=1) for shape in shapes},
         token_budget=document.whole("token_budget", least=1),
         least=document.whole("least", least=1),
         most=document.whole("most", least=1),
         min_latency=document.whole("min_latency_requests", least=1),
+        short={shape: short.whole(shape, least=1) for shape in short},
     )
 
 
 def _model(name: str, entry: Section) -> Model:
-    entry.only(*(field.name for field in dataclasses.fields(Model)))
+    entry.only(*(field.name for field in dataclasses.fields(Model) if field.name != "random"))
     rope = entry.section("rope")
     return Model(
         name,

@@ -146,6 +146,7 @@ def _workload(case: Case) -> Workload:
 
 
 def _deployment(case: Case) -> Deployment:
+    operators.check_recipe(case.recipe)
     tables = gpu_named(case.hardware).operator_tables
     return Deployment(case.model, case.recipe, Layout(case.layout.tp, case.layout.pp), tables)
 

@@ -71,6 +71,15 @@ _MODES = {
 _KINDS = {"attention": ("attention",), "all-reduce": ("_ar",), "GEMM": ("gemm",), "pipeline": ("p2p",)}
 
 
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse a recipe whose products were not measured; raises UsageError."""
+    for number in (recipe.attention, recipe.feed_forward, recipe.kv_cache):
+        if number not in _MODES:
+            raise UsageError(
+                f"{recipe}: there are no operator times for {number}; these were measured: {', '.join(_MODES)}"
+            )
+
+
 class OperatorTimes:
     """Seconds of one iteration, by what is in it. One object for each deployment and view."""
 
