@@ -1,0 +1,27 @@
+"""Checkpoints of the models under test: found, quantized by ModelOpt, checked, and kept.
+
+store     gives checkpoints, each made once            sources            where weights come from
+verify    is a checkpoint what its recipe says?        intended           what a recipe means for a network
+entries   one checkpoint of the store on disk          digests            what identifies weights
+making    the process that does the work               calibration        the text that scales are measured on
+configs   what JSON files say                          safetensors_files  what stands in weights' files
+"""
+
+from pytest_llamaperf.checkpoints.intended import check_can_be_quantized, intended_modules, kept_layers
+from pytest_llamaperf.checkpoints.safetensors_files import BadCheckpoint
+from pytest_llamaperf.checkpoints.store import Checkpoint, CheckpointStore, CheckpointWarning
+from pytest_llamaperf.checkpoints.verify import Findings, checked, quantized_modules, scales
+
+__all__ = [
+    "BadCheckpoint",
+    "Checkpoint",
+    "CheckpointStore",
+    "CheckpointWarning",
+    "Findings",
+    "check_can_be_quantized",
+    "checked",
+    "intended_modules",
+    "kept_layers",
+    "quantized_modules",
+    "scales",
+]

@@ -1,0 +1,313 @@
+"""Checkpoints, each made once and kept: in a cache on disk, shared by all processes of a machine.
+
+An entry is a folder named after everything that decides its content, and whole as soon as it has that name: it is
+written elsewhere, checked, and moved. Whoever makes it holds a lock of the operating system, which ends with the
+process however that ends; who comes second waits, and finds the first one's work.
+
+    entries/    finished checkpoints       making/   unfinished ones, of this moment or of processes that were killed
+    locks/      one file for each entry    logs/     what ModelOpt printed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout, UnixFileLock
+
+from pytest_llamaperf.cases import Model, Number, Recipe
+from pytest_llamaperf.checkpoints.calibration import Calibration
+from pytest_llamaperf.checkpoints.configs import TOKENIZERS, tokenizer_file
+from pytest_llamaperf.checkpoints.digests import file_digest, folder_digest
+from pytest_llamaperf.checkpoints.entries import discard, problem_of, put_in_place, read_manifest
+from pytest_llamaperf.checkpoints.intended import (
+    check_can_be_quantized,
+    keeps_everything,
+    kept_layers,
+    needs_calibration,
+)
+from pytest_llamaperf.checkpoints.making import Maker, OnProgress, in_a_child, program_digest
+from pytest_llamaperf.checkpoints.sources import Folder, Gguf, Repository, source_of
+from pytest_llamaperf.checkpoints.verify import check_source, checked
+from pytest_llamaperf.errors import EngineError, UsageError
+from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
+from pytest_llamaperf.hosting.host import DEFAULT_DEADLINES, Progress
+from pytest_llamaperf.hosting.phases import Deadlines, Phase
+from pytest_llamaperf.wording import amount, shown_path
+
+SETTING = "LLAMAPERF_CACHE"
+AS_PUBLISHED = Recipe("bf16", Number.BF16, Number.BF16, Number.BF16, 0, "the checkpoint as published")
+
+_TOLD_WAITING = 2.0  # seconds between two notes about a lock
+_ROOM = 1.02  # of the weights' size: what stands beside them is small
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class CheckpointWarning(UserWarning):
+    """An entry of the store was damaged, and is made again."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in a recipe, on disk and checked.
+
+    `digest` names the content: it is made of everything that decides it. `versions` are of the libraries that wrote
+    it, as they said when loaded; empty for a folder that was given, whose writer is unknown.
+    """
+
+    path: Path
+    model: str
+    recipe: str
+    digest: str
+    versions: Mapping[str, str] = field(hash=False)
+
+
+class CheckpointStore:
+    """Gives checkpoints, and makes those that are not there.
+
+    `root` defaults to $LLAMAPERF_CACHE, then to pytest-llamaperf in the user's cache. Progress of what takes long goes
+    to `on_progress`; what ModelOpt prints to a file in `logs`. `deadlines.run` bounds one quantization.
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        deadlines: Deadlines = DEFAULT_DEADLINES,
+        on_progress: OnProgress | None = None,
+        logs: Path | None = None,
+        maker: Maker | None = None,
+        calibration: Calibration = Calibration(),  # noqa: B008 - frozen
+    ) -> None:
+        self.root = (root or default_root()).absolute()
+        self._logs = logs or self.root / "logs"
+        self._on_progress = on_progress
+        self._maker = maker or in_a_child(deadlines, on_progress)
+        self._calibration = calibration
+
+    def get(self, model: Model, recipe: Recipe) -> Checkpoint:
+        """The model's checkpoint in that recipe; for bf16 and fp32 the one that was published.
+
+        Raises UsageError for a recipe this model cannot have, EngineError for weights that are nowhere, a source that
+        is damaged, a full disk, or an export that is not what the recipe says.
+        """
+        if keeps_everything(recipe):
+            return dataclasses.replace(self._source(model), recipe=recipe.name)
+        check_can_be_quantized(model, recipe)
+        return self._quantized(self._source(model), model, recipe)
+
+    def _source(self, model: Model) -> Checkpoint:
+        match source_of(model):
+            case Gguf(file):
+                return self._materialized(file, model)
+            case Repository(repository):
+                answer = self._maker(
+                    "fetch", {"repository": repository}, self._logs / f"{_plain(model.name)}-fetch.log"
+                )
+                path = Path(answer["path"])
+            case Folder(path):
+                pass
+        check_source(path, model)
+        return Checkpoint(path, model.name, AS_PUBLISHED.name, folder_digest(path), {})
+
+    def _materialized(self, gguf: Path, model: Model) -> Checkpoint:
+        def found(folder: Path) -> Mapping[str, Any]:
+            check_source(folder, model)
+            return {}
+
+        identity = {"gguf": file_digest(gguf), "versions": _installed("gguf", "torch", "safetensors")}
+        return self._entry(model, AS_PUBLISHED, identity, "materialize", {"gguf": str(gguf)}, found)
+
+    def _quantized(self, source: Checkpoint, model: Model, recipe: Recipe) -> Checkpoint:
+        if tokenizer_file(source.path) is None:
+            raise EngineError(
+                f"{shown_path(source.path)} has no tokenizer ({' or '.join(TOKENIZERS)}), which calibration and engines "
+                "need; put the model's beside its weights"
+            )
+        numbers = {
+            "attention": recipe.attention,
+            "feed_forward": recipe.feed_forward,
+            "kv_cache": recipe.kv_cache,
+            "kept_layers": list(kept_layers(model, recipe)),
+        }
+        calibration = self._calibration if needs_calibration(recipe) else None
+        identity = {
+            "source": source.digest,
+            "recipe": numbers,
+            "calibration": calibration.digest if calibration else None,
+            "versions": _installed("nvidia-modelopt", "transformers", "torch"),
+        }
+        arguments = {
+            "source": str(source.path),
+            "recipe": numbers,
+            "calibration": calibration.to_dict() if calibration else None,
+        }
+
+        def found(folder: Path) -> Mapping[str, Any]:
+            findings = checked(folder, model, recipe, source.path)
+            return {"quantized_modules": len(findings.quantized_modules), "scales": dict(findings.scales)}
+
+        return self._entry(model, recipe, identity, "quantize", arguments, found)
+
+    def _entry(
+        self,
+        model: Model,
+        recipe: Recipe,
+        identity: Mapping[str, Any],
+        command: str,
+        arguments: Mapping[str, Any],
+        found: Callable[[Path], Mapping[str, Any]],
+    ) -> Checkpoint:
+        """What `command` makes, of the store or now; `found` checks what it wrote, and says what is worth keeping."""
+        written = json.dumps({**identity, "command": command, "program": program_digest()}, sort_keys=True)
+        key = hashlib.sha256(written.encode()).hexdigest()
+        name = f"{_plain(model.name)}-{_plain(recipe.name)}-{key[:16]}"
+        entry = self.root / "entries" / name
+        with self._explained(model, recipe):
+            if not entry.exists() or problem_of(entry, key):
+                with self._locked(name):
+                    self._sweep(name)
+                    if entry.exists() and (problem := problem_of(entry, key)):
+                        self._warn(f"{shown_path(entry)} is damaged and is made again: {problem}")
+                        discard(entry, self.root / "making")
+                    if not entry.exists():
+                        self._check_room(model, recipe)
+                        self._make(entry, {"key": key, **identity}, command, arguments, found)
+            versions = read_manifest(entry)["versions"]
+        return Checkpoint(entry, model.name, recipe.name, key, versions)
+
+    def _make(
+        self,
+        entry: Path,
+        manifest: Mapping[str, Any],
+        command: str,
+        arguments: Mapping[str, Any],
+        found: Callable[[Path], Mapping[str, Any]],
+    ) -> None:
+        folder = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=self.root / "making"))
+        try:
+            answer = self._maker(command, {**arguments, "destination": str(folder)}, self._logs / f"{entry.name}.log")
+            self._note(f"checking {entry.name}")
+            made = datetime.now(UTC).isoformat(timespec="seconds")
+            put_in_place(folder, entry, {**manifest, **answer, "found": found(folder), "made": made})
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed now is swept away later
+            raise
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """One process at a time makes what is called so."""
+        for folder in ("locks", "making"):
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
+        lock = self._lock(name)
+        while True:
+            try:
+                lock.acquire(timeout=_TOLD_WAITING)
+                break
+            except Timeout:
+                self._note(f"waiting for another process, which makes {name}")
+        try:
+            # What filelock falls back to where there are no such locks would stay behind a process that is killed.
+            if not isinstance(lock, UnixFileLock):
+                raise OSError(errno.ENOLCK, "its file system has no locks")
+            yield
+        finally:
+            lock.release()
+
+    def _lock(self, name: str) -> FileLock:
+        return FileLock(self.root / "locks" / f"{name}.lock")
+
+    def _sweep(self, own: str) -> None:
+        """Remove what processes left behind that were killed: nobody holds the lock of what they were making.
+
+        To be called with the lock of `own`.
+        """
+        for folder in (self.root / "making").iterdir():
+            name = folder.name.rpartition(".")[0]
+            if name == own:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            lock = self._lock(name)
+            with contextlib.suppress(Timeout), lock.acquire(blocking=False):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _check_room(self, model: Model, recipe: Recipe) -> None:
+        needed = _ROOM * recipe.weight_bytes(model)
+        if shutil.disk_usage(self.root).free < needed:
+            raise self._full(model, recipe, "not started")
+
+    @contextlib.contextmanager
+    def _explained(self, model: Model, recipe: Recipe) -> Iterator[None]:
+        """What the operating system says becomes a sentence about this folder."""
+        try:
+            yield
+        except EngineFailure as failure:
+            if failure.kind != FailureKind.DISK_FULL:
+                raise
+            raise self._full(model, recipe, failure.problem) from None
+        except OSError as problem:
+            if problem.errno in _FULL:
+                raise self._full(model, recipe, str(problem)) from None
+            where = shown_path(Path(problem.filename)) if isinstance(problem.filename, str) else shown_path(self.root)
+            raise EngineError(
+                f"{where}: {problem.strerror or problem}; checkpoints are kept in {shown_path(self.root)}: "
+                f"make that writable, or set {SETTING} to another folder"
+            ) from None
+
+    def _full(self, model: Model, recipe: Recipe, problem: str) -> EngineError:
+        """After everything unfinished was removed."""
+        free = amount(shutil.disk_usage(self.root).free, "B")
+        needed = amount(_ROOM * recipe.weight_bytes(model), "B")
+        return EngineError(
+            f"{shown_path(self.root)}: no room for {model} in the recipe {recipe}: {free} free, about {needed} needed "
+            f"({problem}); free some space, or set {SETTING} to a folder on another disk"
+        )
+
+    def _note(self, text: str) -> None:
+        if self._on_progress:
+            self._on_progress(Progress(Phase.RUN, text, 0, None))
+
+    def _warn(self, text: str) -> None:
+        self._note(text)
+        if not self._on_progress:
+            warnings.warn(text, CheckpointWarning, stacklevel=5)
+
+
+def default_root() -> Path:
+    """$LLAMAPERF_CACHE, or pytest-llamaperf in the user's cache. Raises UsageError for a user without a home."""
+    try:
+        if own := os.environ.get(SETTING):
+            return Path(own).expanduser()
+        cache = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored unless absolute, says its specification
+        return (cache if cache.is_absolute() else Path("~/.cache").expanduser()) / "pytest-llamaperf"
+    except RuntimeError:
+        raise UsageError(f"there is no home folder to keep checkpoints in; set {SETTING}") from None
+
+
+def _installed(*distributions: str) -> dict[str, str]:
+    """Their versions, without importing them. Raises EngineError for what is not installed."""
+    try:
+        return {name: version(name) for name in distributions}
+    except PackageNotFoundError as missing:
+        raise EngineError(
+            f"making checkpoints needs {missing.name}, which is not installed; pip install 'pytest-llamaperf[torch]'"
+        ) from None
+
+
+def _plain(name: str) -> str:
+    """As part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._@=-]+", "_", name).strip(".")[:80]
