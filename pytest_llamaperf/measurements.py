@@ -52,13 +52,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class Measurement:
-    """All that is known of one case: `samples` holds one value for each restart."""
+    """All that is known of one case: `samples` holds one value for each restart, `elapsed` the seconds of every round."""
 
     case: Case
     source: Source
     samples: Mapping[Metric, tuple[float, ...]]
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     notes: tuple[str, ...] = ()
+    elapsed: tuple[float, ...] = ()
 
     def of(self, metric: Metric) -> Summary:
         """Raises UsageError when this run did not give the metric."""

@@ -1,55 +1,160 @@
-"""From a case to a Measurement: open the engine as often as evidence needs, one value a restart."""
+"""From rounds to a Measurement: what is kept of an engine's rounds, and one value a restart from them."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from pytest_llamaperf.cases import Case, Task, Workload
-from pytest_llamaperf.engines import Opener, Run
+from pytest_llamaperf.engines import Engine, Run
 from pytest_llamaperf.errors import EngineError, LlamaperfError, UsageError
 from pytest_llamaperf.lengths import request_lengths
 from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
 from pytest_llamaperf.metrics import Metric
+from pytest_llamaperf.quiet import TOLERATED_CORES, CpuReading
 from pytest_llamaperf.traces import summarize
+from pytest_llamaperf.wording import counted
+
+# A first round slower than those after it by more than this was still warming up.
+STATIONARY = 1.1
 
 
-def measure(case: Case, open_engine: Opener, *, restarts: int) -> Measurement:
-    """Run the case's workload in `restarts` fresh engines; a prediction, which repeats to the bit, in one.
+@dataclass(frozen=True)
+class Sampling:
+    """How much evidence: engine restarts, and rounds of each workload within one.
 
-    Raises UsageError for a case without workload, EngineError when an engine could not do the work, did
-    not do all of it, or restarts were not alike.
+    Rounds that are not kept, for warming up and for what others did on the machine, are at most `rounds` more.
     """
-    if restarts < 1:
-        raise ValueError(f"a measurement takes at least one restart, not {restarts}")
-    workload = case.work
-    if isinstance(workload, Task):
-        raise UsageError(f"{case}: is an accuracy task, which has no speed to measure")
-    runs: list[Run] = []
-    sources: list[Source] = []
-    while len(runs) < restarts and Source.PREDICTED not in sources:
-        with _errors_named(case):
-            engine = open_engine(case)
-            with contextlib.closing(engine):
-                sources.append(Source(engine.source))
-                runs.append(engine.run(workload))
-            _check_complete(case, workload, runs[-1])
-    if len(set(sources)) > 1:
-        raise EngineError(f"{case}: restarts of one case are of different sources: {', '.join(sources)}")
-    return Measurement(case, sources[0], _samples(case, runs), _fingerprint(case, runs), _notes(runs))
+
+    restarts: int
+    rounds: int
+    watch_cpu: bool = False
+
+
+@dataclass(frozen=True)
+class Round:
+    """A run, with the cores that others used meanwhile (0 where nobody looks)."""
+
+    run: Run
+    other_cores: float
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from the first submission to the last token."""
+        return max(t.last_token for t in self.run.traces) - min(t.submitted for t in self.run.traces)
+
+    @property
+    def disturbed(self) -> bool:
+        return self.other_cores > TOLERATED_CORES
+
+
+class Rounds:
+    """The rounds of one case in one open engine: warmed up, measured, and measured again where need be."""
+
+    def __init__(self, case: Case, sampling: Sampling) -> None:
+        self.case = case
+        self._sampling = sampling
+        self._workload = workload_of(case)
+        self._kept: list[Round] = []
+        self._spare = sampling.rounds
+        self.repeated = 0
+
+    def warm_up(self, engine: Engine) -> None:
+        """One round that counts for nothing; see `complete` for what one round does not warm up."""
+        self._round(engine)
+
+    def measure(self, engine: Engine) -> None:
+        self._kept.append(self._round(engine))
+
+    def complete(self) -> bool:
+        """Whether enough was kept. What is not good enough is dropped, as long as there are spare rounds.
+
+        Disturbed rounds go first, then a first round that is slower than what follows: it was still warming up.
+        """
+        while self._spare and (poor := self._poor()):
+            self._kept.remove(poor)
+            self._spare -= 1
+            self.repeated += poor.disturbed
+        return len(self._kept) >= self._sampling.rounds
+
+    def kept(self) -> tuple[Round, ...]:
+        return tuple(self._kept)
+
+    def _poor(self) -> Round | None:
+        disturbed = [found for found in self._kept if found.disturbed]
+        if disturbed:
+            return max(disturbed, key=lambda found: found.other_cores)
+        if len(self._kept) < 2:
+            return None
+        first, *others = self._kept
+        return first if first.elapsed > STATIONARY * statistics.median(other.elapsed for other in others) else None
+
+    def _round(self, engine: Engine) -> Round:
+        """Raises EngineError for a run that failed or was not the one asked for."""
+        before = CpuReading.now() if self._sampling.watch_cpu else None
+        with errors_named(self.case):
+            run = engine.run(self._workload)
+        _check_complete(self.case, self._workload, run)
+        return Round(run, CpuReading.now().other_cores(before) if before else 0.0)
+
+
+def workload_of(case: Case) -> Workload:
+    """Raises UsageError for a case that is about answers, which have no speed."""
+    if isinstance(case.work, Task):
+        raise UsageError(f"{case}: is about answers ({case.work}), which have no speed to measure")
+    return case.work
 
 
 @contextlib.contextmanager
-def _errors_named(case: Case) -> Iterator[None]:
+def errors_named(about: object) -> Iterator[None]:
     """Whatever an engine raises is an error of the engine: nothing it does may look like a regression, or a pass."""
     try:
         yield
     except LlamaperfError:
         raise
     except Exception as problem:
-        raise EngineError(f"{case}: the engine failed: {type(problem).__name__}: {problem}") from problem
+        raise EngineError(f"{about}: the engine failed: {type(problem).__name__}: {problem}") from problem
+
+
+def measurement(case: Case, source: Source, restarts: Sequence[Rounds]) -> Measurement:
+    """One value a restart for each metric: the median of its rounds, which a single slow round does not move.
+
+    Raises EngineError where restarts were not alike.
+    """
+    rounds = [found.kept() for found in restarts]
+    runs = [found.run for kept in rounds for found in kept]
+    values = [[{**summarize(r.run.traces, case.layout.gpus), **r.run.readings} for r in kept] for kept in rounds]
+    _refuse_uneven(case, [found for kept in values for found in kept])
+    samples = {
+        metric: tuple(statistics.median(found[metric] for found in kept) for kept in values) for metric in values[0][0]
+    }
+    return Measurement(
+        case,
+        source,
+        samples,
+        _fingerprint(case, runs),
+        tuple(dict.fromkeys([*(note for run in runs for note in run.notes), *_disturbances(restarts)])),
+        elapsed=tuple(found.elapsed for kept in rounds for found in kept),
+    )
+
+
+def _disturbances(restarts: Sequence[Rounds]) -> list[str]:
+    """What others did to the measurement, for whoever wonders about its spread."""
+    repeated = sum(found.repeated for found in restarts)
+    disturbed = [r.other_cores for found in restarts for r in found.kept() if r.disturbed]
+    notes = []
+    if repeated:
+        notes.append(f"other processes were at work: {counted(repeated, 'round')} repeated")
+    if disturbed:
+        notes.append(
+            f"other processes were at work in {counted(len(disturbed), 'round')} that had to be kept "
+            f"(up to {max(disturbed):.1f} cores)"
+        )
+    return notes
 
 
 def _check_complete(case: Case, workload: Workload, run: Run) -> None:
@@ -67,14 +172,12 @@ def _check_complete(case: Case, workload: Workload, run: Run) -> None:
         raise EngineError(f"{case}: the engine reports no number for {', '.join(wrong)}")
 
 
-def _samples(case: Case, runs: Sequence[Run]) -> dict[Metric, tuple[float, ...]]:
-    """One value a run for each metric; a metric that only some runs give is refused, for its values would not pair."""
-    values = [{**summarize(run.traces, case.layout.gpus), **run.readings} for run in runs]
+def _refuse_uneven(case: Case, values: Sequence[dict[Metric, float]]) -> None:
+    """A metric that only some runs give would not pair with those of other cases."""
     for number, found in enumerate(values):
         uneven = sorted(str(metric) for metric in found.keys() ^ values[0].keys())
         if uneven:
-            raise EngineError(f"{case}: restart {number + 1} and restart 1 do not both give {', '.join(uneven)}")
-    return {metric: tuple(found[metric] for found in values) for metric in values[0]}
+            raise EngineError(f"{case}: run {number + 1} and run 1 do not both give {', '.join(uneven)}")
 
 
 def _fingerprint(case: Case, runs: Sequence[Run]) -> Fingerprint:
@@ -83,11 +186,7 @@ def _fingerprint(case: Case, runs: Sequence[Run]) -> Fingerprint:
     for number, run in enumerate(runs):
         if run.fingerprint != first:
             raise EngineError(
-                f"{case}: restart {number + 1} ran with other versions or settings than restart 1: "
+                f"{case}: run {number + 1} was made with other versions or settings than run 1: "
                 f"{run.fingerprint.to_dict()} instead of {first.to_dict()}"
             )
     return first
-
-
-def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(note for run in runs for note in run.notes))

@@ -1,4 +1,4 @@
-"""measure(): engines are opened one after the other, closed whatever happens, and give one value each."""
+"""Measuring a case: engines are opened one after the other, closed whatever happens, and give one value each."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from pytest_llamaperf import metrics
+from pytest_llamaperf.bench import Bench
 from pytest_llamaperf.cases import Case, Task, Workload
 from pytest_llamaperf.catalog import case_of_key
-from pytest_llamaperf.engines import PREDICTED, Engine, Run, built_in_openers
+from pytest_llamaperf.engines import Engine, EngineSpec, Opener, Run, open_predicted
 from pytest_llamaperf.errors import EngineError, UsageError
-from pytest_llamaperf.measurements import Fingerprint, Source
-from pytest_llamaperf.measuring import measure
+from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
+from pytest_llamaperf.measuring import Sampling
 from pytest_llamaperf.metrics import Metric
 from pytest_llamaperf.predicting import predict
 from pytest_llamaperf.traces import Trace
@@ -22,6 +23,11 @@ ONE_REQUEST = Workload("min-latency", 128, 11, requests=1)
 CASE = dataclasses.replace(
     case_of_key("h200", "tensorrt-llm/llama-3.1-8b/modelopt-fp8/tp2/min-latency-128-11"), work=ONE_REQUEST
 )
+
+
+def measure(case: Case, open_engine: Opener, *, restarts: int) -> Measurement:
+    """One case on a bench of its own, one round a restart beside the one that warms up."""
+    return Bench(open_engine, Sampling(restarts, rounds=1), together=False).measurement(case)
 
 
 def answering_in(
@@ -45,8 +51,8 @@ class Workshop:
         self.asked: list[object] = []
         self.opened = 0
 
-    def open(self, case: Case) -> Engine:
-        self.asked.append(case)
+    def open(self, spec: EngineSpec) -> Engine:
+        self.asked.append(spec)
         self.opened += 1
         self.log.append(f"open {self.opened}")
         return FakeEngine(self, self.opened, self.runs[self.opened - 1])
@@ -88,7 +94,7 @@ def test_an_engine_is_closed_before_the_next_is_opened() -> None:
 
     measure(CASE, workshop.open, restarts=2)
 
-    assert workshop.log == ["open 1", "run 1", "close 1", "open 2", "run 2", "close 2"]
+    assert workshop.log == ["open 1", "run 1", "run 1", "close 1", "open 2", "run 2", "run 2", "close 2"]
 
 
 def test_the_engine_is_opened_for_the_case_and_runs_its_workload() -> None:
@@ -96,7 +102,7 @@ def test_the_engine_is_opened_for_the_case_and_runs_its_workload() -> None:
 
     measure(CASE, workshop.open, restarts=1)
 
-    assert workshop.asked == [CASE, CASE.work]
+    assert workshop.asked == [EngineSpec.of(CASE), CASE.work, CASE.work]
 
 
 def test_a_prediction_is_made_once_however_many_restarts_are_asked_for() -> None:
@@ -115,14 +121,14 @@ def test_an_engine_that_fails_is_closed_and_no_other_opened() -> None:
     with pytest.raises(EngineError, match="out of memory"):
         measure(CASE, workshop.open, restarts=3)
 
-    assert workshop.log == ["open 1", "run 1", "close 1", "open 2", "run 2", "close 2"]
+    assert workshop.log == ["open 1", "run 1", "run 1", "close 1", "open 2", "run 2", "close 2"]
 
 
 def test_an_engine_that_cannot_be_opened_is_not_closed() -> None:
-    def refuse(case: Case) -> Engine:
-        raise EngineError(f"{case}: no such checkpoint")
+    def refuse(spec: EngineSpec) -> Engine:
+        raise EngineError(f"{spec}: no such checkpoint")
 
-    with pytest.raises(EngineError, match=r"min-latency-128-11: no such checkpoint"):
+    with pytest.raises(EngineError, match=r"modelopt-fp8/tp2: no such checkpoint"):
         measure(CASE, refuse, restarts=2)
 
 
@@ -204,7 +210,7 @@ def test_the_fingerprint_is_that_of_the_engine() -> None:
 def test_an_accuracy_task_has_no_speed_and_opens_no_engine() -> None:
     workshop = Workshop(answering_in(11.0))
 
-    with pytest.raises(UsageError, match=r"tp2/gsm8k: is an accuracy task, which has no speed to measure"):
+    with pytest.raises(UsageError, match=r"tp2/gsm8k: is about answers \(gsm8k\), which have no speed to measure"):
         measure(dataclasses.replace(CASE, work=Task("gsm8k")), workshop.open, restarts=1)
 
     assert workshop.log == []
@@ -213,7 +219,7 @@ def test_an_accuracy_task_has_no_speed_and_opens_no_engine() -> None:
 def test_the_predictor_is_measured_like_any_engine() -> None:
     prediction = predict(CASE)
 
-    measurement = measure(CASE, built_in_openers()[PREDICTED], restarts=2)
+    measurement = measure(CASE, open_predicted, restarts=2)
 
     assert measurement.source is Source.PREDICTED
     assert measurement.samples == {metric: (value,) for metric, value in prediction.values.items()}

@@ -9,16 +9,41 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from pytest_llamaperf.cases import ENGINES, Case, Workload
+from pytest_llamaperf.cases import ENGINES, Case, Layout, Model, Recipe, Workload
 from pytest_llamaperf.errors import UsageError, nearest
+from pytest_llamaperf.limits import Limits, default_limits
 from pytest_llamaperf.measurements import Fingerprint, Source
 from pytest_llamaperf.metrics import Metric
 from pytest_llamaperf.traces import Trace
 
+if TYPE_CHECKING:
+    from pytest_llamaperf.hosting.phases import Deadlines
+
 PREDICTED = "predicted"
 KINDS = (*ENGINES, PREDICTED)
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Everything an engine is opened with: cases that agree in it share an engine. `kind` is tensorrt-llm, torch ..."""
+
+    hardware: str
+    kind: str
+    model: Model
+    recipe: Recipe
+    layout: Layout
+    limits: Limits
+
+    @classmethod
+    def of(cls, case: Case) -> EngineSpec:
+        """The engine that serves a case. Raises UsageError where no limits can be chosen for it."""
+        return cls(case.hardware, case.engine, case.model, case.recipe, case.layout, default_limits(case))
+
+    def __str__(self) -> str:
+        return f"{self.hardware}/{self.kind}/{self.model}/{self.recipe}/{self.layout}"
 
 
 @dataclass(frozen=True)
@@ -32,7 +57,7 @@ class Run:
 
 
 class Engine(Protocol):
-    """An engine opened for one case. Whoever opened it closes it; `close` may be called twice."""
+    """An open engine. Whoever opened it closes it; `close` may be called twice."""
 
     @property
     def source(self) -> Source: ...
@@ -44,8 +69,49 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-# From a case to an open engine for it; raises EngineError when it cannot be opened.
-Opener = Callable[[Case], Engine]
+@dataclass(frozen=True)
+class Scored:
+    """Of every token of a sequence after the first: its log-probability (nats), and the token most likely there."""
+
+    logprobs: tuple[float, ...]
+    likely: tuple[int, ...]
+
+
+@runtime_checkable
+class AnsweringEngine(Engine, Protocol):
+    """An engine whose answers can be looked at. All methods raise EngineError when the work could not be done."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts, without special tokens."""
+        ...
+
+    def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]: ...
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
+    ) -> list[list[int]]:
+        """The `tokens` most likely tokens after each prompt; at most `concurrency` prompts in flight."""
+        ...
+
+    def score(self, sequences: Sequence[Sequence[int]], *, noise: float = 0.0) -> list[Scored]:
+        """How likely each sequence is; `noise` disturbs what is embedded by that much, relatively."""
+        ...
+
+
+# From a specification to an open engine; raises EngineError when it cannot be opened.
+Opener = Callable[[EngineSpec], Engine]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the engines of a session have in common: their deadlines, where they log, and who watches progress.
+
+    on_progress is told what is under way, how much of it is done, and of how much (None: nobody knows).
+    """
+
+    deadlines: Deadlines
+    logs: Path
+    on_progress: Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -56,9 +122,19 @@ class Readiness:
     detail: str
 
 
-def built_in_openers() -> dict[str, Opener]:
-    """The kinds of engine this version of the plugin brings."""
-    return {PREDICTED: _open_predicted}
+# The kinds this version of the plugin brings.
+BUILT_IN = (PREDICTED, "torch")
+
+
+def built_in_openers(surroundings: Surroundings) -> dict[str, Opener]:
+    """How to open each kind of BUILT_IN."""
+
+    def torch(spec: EngineSpec) -> Engine:
+        from pytest_llamaperf.engines.torch import TorchEngine
+
+        return TorchEngine(spec, surroundings)
+
+    return {PREDICTED: open_predicted, "torch": torch}
 
 
 def opened_by(brought: Sequence[Mapping[str, Opener]]) -> dict[str, Opener]:
@@ -81,16 +157,22 @@ def opened_by(brought: Sequence[Mapping[str, Opener]]) -> dict[str, Opener]:
     return openers
 
 
-def readiness(kind: str, openers: Mapping[str, Opener]) -> Readiness:
-    """What stands between this machine and an engine of this kind."""
-    if kind not in openers:
+# Packages each of our engines needs, and the extra that brings them.
+_NEEDS = {PREDICTED: ("predict", ("aiconfigurator_core",)), "torch": ("torch", ("torch", "safetensors", "tokenizers"))}
+
+
+def readiness(kind: str, kinds: Sequence[str]) -> Readiness:
+    """What stands between this machine and an engine of this kind, where `kinds` can be opened."""
+    if kind not in kinds:
         return Readiness(False, f"this version of pytest-llamaperf brings no {kind} engine yet")
-    if kind == PREDICTED and importlib.util.find_spec("aiconfigurator_core") is None:
-        return Readiness(False, "aiconfigurator-core is missing: pip install 'pytest-llamaperf[predict]'")
+    extra, packages = _NEEDS.get(kind, ("", ()))
+    missing = [package.replace("_", "-") for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        return Readiness(False, f"{', '.join(missing)} is missing: pip install 'pytest-llamaperf[{extra}]'")
     return Readiness(True, "ready")
 
 
-def _open_predicted(case: Case) -> Engine:
+def open_predicted(spec: EngineSpec) -> Engine:
     from pytest_llamaperf.engines.predicted import PredictedEngine
 
-    return PredictedEngine(case)
+    return PredictedEngine(spec)

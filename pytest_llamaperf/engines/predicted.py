@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from pytest_llamaperf.cases import Case, Workload
-from pytest_llamaperf.engines import Run
+from pytest_llamaperf.engines import EngineSpec, Run
 from pytest_llamaperf.measurements import Source
 from pytest_llamaperf.predicting import predict
 
 
 class PredictedEngine:
-    """Predicts workloads of the model, recipe and layout of one case."""
+    """Predicts workloads of one specification."""
 
     source = Source.PREDICTED
 
-    def __init__(self, case: Case) -> None:
-        self._case = case
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
 
     def run(self, workload: Workload) -> Run:
-        prediction = predict(dataclasses.replace(self._case, work=workload))
+        spec = self._spec
+        case = Case(spec.hardware, spec.kind, spec.model, spec.recipe, spec.layout, workload)
+        prediction = predict(case, limits=spec.limits)
         return Run(prediction.traces, notes=prediction.notes, fingerprint=prediction.fingerprint)
 
     def close(self) -> None:

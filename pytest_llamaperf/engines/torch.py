@@ -1,0 +1,172 @@
+"""The reference engine on the parent's side: a checkpoint, a child process, and traces from what it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_llamaperf.cases import CPU, Model, Number, Workload
+from pytest_llamaperf.checkpoints import Checkpoint, CheckpointStore
+from pytest_llamaperf.engines import EngineSpec, Run, Scored, Surroundings
+from pytest_llamaperf.errors import EngineError
+from pytest_llamaperf.hosting.host import Host, Progress
+from pytest_llamaperf.hosting.phases import Phase
+from pytest_llamaperf.lengths import request_lengths
+from pytest_llamaperf.measurements import Fingerprint, Source
+from pytest_llamaperf.metrics import LOAD_TIME, PEAK_MEMORY
+from pytest_llamaperf.traces import Trace
+
+# What runs in the child process: a package of `children/`.
+DRIVER = "torch_llama"
+
+# One CPU thread a rank: with two, a busy neighbour costs four fifths of the speed (OpenMP threads wait spinning).
+CPU_THREADS = 1
+
+
+class TorchEngine:
+    """An open reference engine: an AnsweringEngine.
+
+    Raises EngineError when it cannot be opened, a checkpoint it needs being made first.
+    """
+
+    source = Source.MEASURED
+
+    def __init__(self, spec: EngineSpec, surroundings: Surroundings) -> None:
+        def tell(progress: Progress) -> None:
+            surroundings.on_progress(f"{spec}: {progress.text}", progress.done, progress.total)
+
+        _refuse_what_cannot_be(spec)
+        checkpoint = None if spec.model.random else checkpoint_for(spec, surroundings)
+        log = surroundings.logs / f"{str(spec).replace('/', '_')}.log"
+        started = time.monotonic()
+        with contextlib.ExitStack() as ending:
+            # What ranks leave in their folder for temporary files when they are killed goes with it.
+            scratch = Path(tempfile.mkdtemp(prefix="llamaperf-engine-"))
+            ending.callback(shutil.rmtree, scratch, ignore_errors=True)
+            self._host = Host(
+                DRIVER,
+                log=log,
+                deadlines=surroundings.deadlines,
+                environment={"TMPDIR": str(scratch)},
+                on_progress=tell,
+            )
+            ending.callback(self._host.kill)
+            settings = settings_for(spec, checkpoint)
+            loaded = self._host.call("load", settings, Phase.LOAD)
+            self._load_time = time.monotonic() - started
+            self._fingerprint = _fingerprint(settings, loaded, checkpoint)
+            self._ending = ending.pop_all()
+
+    def run(self, workload: Workload) -> Run:
+        if workload.arrival_rate is not None:
+            raise EngineError(
+                f"{workload}: the torch engine has no open loop; it runs max-throughput, min-latency and concurrency-N"
+            )
+        lengths = request_lengths(workload)
+        arguments = {"lengths": lengths, "concurrency": workload.concurrency}
+        found = self._host.call("run", arguments, Phase.RUN)
+        return Run(
+            tuple(_trace(reading) for reading in found["traces"]),
+            readings={PEAK_MEMORY: float(found["peak_memory"]), LOAD_TIME: self._load_time},
+            fingerprint=self._fingerprint,
+        )
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(ids) for ids in self._host.call("encode", {"texts": list(texts)}, Phase.RUN)]
+
+    def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        return list(self._host.call("decode", {"sequences": [list(s) for s in sequences]}, Phase.RUN))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
+    ) -> list[list[int]]:
+        arguments = {"prompts": [list(p) for p in prompts], "tokens": tokens, "concurrency": concurrency}
+        return [list(ids) for ids in self._host.call("generate", arguments, Phase.RUN)]
+
+    def score(self, sequences: Sequence[Sequence[int]], *, noise: float = 0.0) -> list[Scored]:
+        found = self._host.call("score", {"sequences": [list(s) for s in sequences], "noise": noise}, Phase.RUN)
+        return [
+            Scored(tuple(logprobs), tuple(likely))
+            for logprobs, likely in zip(found["logprobs"], found["likely"], strict=True)
+        ]
+
+    def close(self) -> None:
+        with self._ending:
+            self._host.close()
+
+
+def _refuse_what_cannot_be(spec: EngineSpec) -> None:
+    if spec.layout.dp > 1:
+        raise EngineError(f"{spec}: the torch engine serves no copies side by side; measure {spec.layout} without dp")
+    drawn = {Number.FP32, Number.BF16, Number.FP8_TENSOR, Number.FP8_ROW}
+    for number in (spec.recipe.attention, spec.recipe.feed_forward):
+        if spec.model.random and number not in drawn:
+            raise EngineError(f"{spec}: random weights cannot be drawn as {number}; these can: {', '.join(drawn)}")
+
+
+def checkpoint_for(spec: EngineSpec, surroundings: Surroundings) -> Checkpoint:
+    def tell(progress: Progress) -> None:
+        surroundings.on_progress(f"{spec.model} {spec.recipe}: {progress.text}", progress.done, progress.total)
+
+    store = CheckpointStore(deadlines=surroundings.deadlines, on_progress=tell, logs=surroundings.logs)
+    return store.get(spec.model, spec.recipe)
+
+
+def settings_for(spec: EngineSpec, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """What the child is told: `children/torch_llama/rank.py`, Settings."""
+    recipe = spec.recipe
+    return {
+        "checkpoint": None if checkpoint is None else str(checkpoint.path),
+        "config": {} if checkpoint else _config(spec.model),
+        "recipe": {
+            "attention": recipe.attention.value,
+            "feed_forward": recipe.feed_forward.value,
+            "kv_cache": recipe.kv_cache.value,
+            "bf16_layers": recipe.bf16_layers,
+        },
+        "tp": spec.layout.tp,
+        "pp": spec.layout.pp,
+        "slots": spec.limits.max_batch_size,
+        "positions": spec.limits.max_seq_len or spec.model.context,
+        "most_prompt_tokens": spec.limits.max_num_tokens,
+        "device": "cpu" if spec.hardware == CPU else "cuda",
+        "threads": CPU_THREADS,
+    }
+
+
+def _config(model: Model) -> dict[str, Any]:
+    """The catalog's shape as the config.json of a checkpoint would say it."""
+    words = {"theta": "rope_theta", "type": "rope_type", "original_context": "original_max_position_embeddings"}
+    return {
+        "model_type": "llama",
+        "num_hidden_layers": model.layers,
+        "hidden_size": model.hidden,
+        "intermediate_size": model.feed_forward,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "vocab_size": model.vocabulary,
+        "tie_word_embeddings": model.tied_embeddings,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {words.get(key, key): value for key, value in model.rope.items()},
+    }
+
+
+def _fingerprint(settings: Mapping[str, Any], loaded: Mapping[str, Any], checkpoint: Checkpoint | None) -> Fingerprint:
+    """Versions and settings as the child found them; the checkpoint by its content, not by where it lies."""
+    versions = {**loaded["versions"], **({} if checkpoint is None else checkpoint.versions)}
+    kept = ("slots", "positions", "most_prompt_tokens", "device")
+    effective: dict[str, str | int | float | bool] = {name: settings[name] for name in kept}
+    effective["threads"] = loaded["threads"]
+    effective["checkpoint"] = "random weights" if checkpoint is None else checkpoint.digest
+    return Fingerprint(versions=versions, settings=effective)
+
+
+def _trace(reading: Sequence[float]) -> Trace:
+    submitted, first_token, last_token, input_tokens, output_tokens = reading
+    return Trace(submitted, first_token, last_token, int(input_tokens), int(output_tokens))

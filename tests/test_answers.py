@@ -1,0 +1,307 @@
+"""What engines say: which questions they get, and how far two of them agree."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+# pytester forgets what a session it runs imports first, and numpy refuses to be loaded twice.
+import pytest
+import scipy.special  # noqa: F401
+from engine_sessions import fake_engine
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_llamaperf.answers import ALONE, NOISE, PROMPTS, TEXTS, TOKENS, Agreement, Answers, answers_of
+from pytest_llamaperf.cases import Task, Workload
+from pytest_llamaperf.catalog import case_of_key, model_named
+from pytest_llamaperf.engines import Run, Scored
+from pytest_llamaperf.errors import EngineError, UsageError
+from pytest_llamaperf.measurements import Source
+
+pytest_plugins = ["pytester"]
+
+CASE = dataclasses.replace(case_of_key("cpu", "torch/smollm2-135m/bf16/tp1/min-latency-16-8"), work=Task("answers"))
+RANDOM = dataclasses.replace(CASE, model=model_named("smollm2-135m@random@layers=2"))
+
+Tokens = tuple[tuple[int, ...], ...]
+
+
+def answers(
+    together: Tokens = ((1, 2), (3, 4)),
+    scored: Sequence[tuple[Sequence[float], Sequence[int]]] = (((-1.0, -2.0), (7, 8)),),
+    noisy: Sequence[tuple[Sequence[float], Sequence[int]]] | None = None,
+) -> Answers:
+    judged, disturbed = (
+        tuple(Scored(tuple(logprobs), tuple(likely)) for logprobs, likely in given)
+        for given in (scored, scored if noisy is None else noisy)
+    )
+    return Answers(CASE, together, together, together[:1], judged, disturbed)
+
+
+class Listener:
+    """An engine that writes down what it is asked."""
+
+    source = Source.MEASURED
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[list[int]], object]] = []
+        self.encoded: list[str] = []
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        self.encoded += texts
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        return [bytes(sequence).decode() for sequence in sequences]
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
+    ) -> list[list[int]]:
+        self.asked.append(("generate", [list(prompt) for prompt in prompts], concurrency))
+        return [[len(prompt)] * tokens for prompt in prompts]
+
+    def score(self, sequences: Sequence[Sequence[int]], *, noise: float = 0.0) -> list[Scored]:
+        self.asked.append(("score", [list(sequence) for sequence in sequences], noise))
+        return [Scored((-1.0 - noise,) * (len(s) - 1), (1,) * (len(s) - 1)) for s in sequences]
+
+    def run(self, workload: Workload) -> Run:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+
+# --- agreement -----------------------------------------------------------------------------------------------------
+
+
+def test_equal_answers_agree_in_everything() -> None:
+    assert answers().agreement(answers()) == Agreement(tokens=1.0, likely=1.0, logprob=0.0)
+
+
+def test_generated_tokens_agree_by_place() -> None:
+    """A continuation that differs once and goes on alike is not counted as lost from there on."""
+    ours = answers(together=((1, 2, 3), (4, 5, 6)))
+    theirs = answers(together=((1, 9, 3), (5, 4, 6)))
+
+    assert ours.agreement(theirs).tokens == pytest.approx(3 / 6)
+
+
+def test_most_likely_tokens_agree_over_all_texts_together() -> None:
+    ours = answers(scored=[((-1.0,), (7,)), ((-1.0, -1.0, -1.0), (1, 2, 3))])
+    theirs = answers(scored=[((-1.0,), (8,)), ((-1.0, -1.0, -1.0), (1, 2, 3))])
+
+    assert ours.agreement(theirs).likely == pytest.approx(3 / 4)
+
+
+def test_log_probabilities_differ_by_the_mean_of_absolute_differences_over_all_tokens() -> None:
+    ours = answers(scored=[((-1.0,), (7,)), ((-1.0, -2.0, -3.0), (1, 2, 3))])
+    theirs = answers(scored=[((-1.5,), (7,)), ((-1.0, -1.5, -4.0), (1, 2, 3))])
+
+    assert ours.agreement(theirs).logprob == pytest.approx((0.5 + 0.0 + 0.5 + 1.0) / 4)
+
+
+def test_sensitivity_compares_with_the_same_under_noise() -> None:
+    found = answers(scored=[((-1.0, -2.0), (7, 8))], noisy=[((-1.25, -2.25), (7, 9))]).sensitivity()
+
+    assert found == Agreement(tokens=1.0, likely=0.5, logprob=0.25)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20).flatmap(
+    lambda one: st.tuples(st.just(one), st.lists(st.integers(0, 3), min_size=len(one), max_size=len(one)))
+))  # fmt: skip
+def test_agreement_is_the_same_from_either_side(pair: tuple[list[int], list[int]]) -> None:
+    ours, theirs = (
+        answers(together=(tuple(tokens),), scored=[([-float(t) for t in tokens], tokens)]) for tokens in pair
+    )
+
+    found = ours.agreement(theirs)
+
+    assert found == theirs.agreement(ours)
+    assert 0.0 <= found.tokens == found.likely <= 1.0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [answers(together=((1, 2), (3,))), answers(scored=[((-1.0,), (7,))]), answers(together=((), ()))],
+)
+def test_answers_of_other_lengths_cannot_be_compared(other: Answers) -> None:
+    with pytest.raises(UsageError, match=r"answers of \d and \d tokens cannot be compared"):
+        answers().agreement(other)
+
+
+def test_nothing_agrees_with_nothing() -> None:
+    nothing = answers(together=((), ()))
+
+    with pytest.raises(UsageError, match="answers of 0 and 0 tokens cannot be compared"):
+        nothing.agreement(nothing)
+
+
+def test_agreement_is_told_in_percent_and_nats() -> None:
+    assert str(Agreement(tokens=0.984375, likely=0.95, logprob=0.0321)) == (
+        "98.4 % of generated tokens and 95.0 % of most likely tokens agree, log-probabilities differ by 0.032 nats"
+    )
+
+
+# --- questions -----------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_gets_the_fixed_texts_twice_in_a_batch_and_some_alone_and_scores_with_and_without_noise() -> None:
+    engine = Listener()
+
+    found = answers_of(CASE, engine)
+
+    prompts, texts = ([list(text.encode()) for text in given] for given in (PROMPTS, TEXTS))
+    assert engine.encoded == [*PROMPTS, *TEXTS]
+    assert engine.asked == [
+        ("generate", prompts, None), ("generate", prompts, None), ("generate", prompts[:ALONE], 1),
+        ("score", texts, 0.0), ("score", texts, NOISE),
+    ]  # fmt: skip
+    assert found.together == found.again == tuple((len(prompt),) * TOKENS for prompt in prompts)
+    assert found.alone == found.together[:ALONE]
+    assert [len(scored.likely) for scored in found.scored] == [len(text) - 1 for text in texts]
+    assert found.sensitivity().logprob == pytest.approx(NOISE)
+
+
+def test_a_network_of_random_weights_gets_questions_drawn_from_its_vocabulary_without_a_tokenizer() -> None:
+    first, second = Listener(), Listener()
+
+    answers_of(RANDOM, first)
+    answers_of(RANDOM, second)
+
+    assert first.encoded == []
+    assert first.asked == second.asked
+    prompts, texts = first.asked[0][1], first.asked[3][1]
+    assert len(prompts) == len(PROMPTS)
+    assert len({len(prompt) for prompt in prompts}) == len(PROMPTS)  # slots of different lengths show more
+    assert {len(text) for text in texts} == {48}
+    tokens = [token for sequence in (*prompts, *texts) for token in sequence]
+    assert all(0 <= token < RANDOM.model.vocabulary for token in tokens)
+    assert max(tokens) > 0.9 * RANDOM.model.vocabulary
+
+
+def test_questions_fit_what_the_smallest_engine_can_read() -> None:
+    """Limits give a slot 512 tokens at least; a token is a byte at worst, and as many again are generated."""
+    assert max(len(text.encode()) for text in (*PROMPTS, *TEXTS)) + TOKENS <= 512
+
+
+def test_an_engine_without_answers_is_an_error_that_names_the_case() -> None:
+    class Mute:
+        source = Source.MEASURED
+
+        def run(self, workload: Workload) -> Run:
+            raise NotImplementedError
+
+        def close(self) -> None: ...
+
+    with pytest.raises(EngineError, match="cpu/torch/smollm2-135m/bf16/tp1/answers: this engine runs workloads and"):
+        answers_of(CASE, Mute())
+
+
+# --- in a session --------------------------------------------------------------------------------------------------
+
+SUITE = """
+import pytest
+
+EMBEDDED = {"model": "smollm2-135m", "hardware": "cpu", "task": "answers"}
+
+@pytest.mark.cases(**EMBEDDED, recipe="bf16", layout=["tp2", "pp2"])
+@pytest.mark.versus(layout="tp1")
+def test_same(case, other, answers):
+    assert answers(case).agreement(answers(other)).tokens == 1.0
+    assert answers(case) is answers(case)
+"""
+
+Session = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture
+def session(pytester: pytest.Pytester) -> Session:
+    def run(*options: str, suite: str = SUITE, conftest: str = "") -> pytest.RunResult:
+        pytester.makeconftest(conftest or fake_engine(every=[100.0]))
+        pytester.makepyfile(suite)
+        return pytester.runpytest("--gpu=cpu", *options)
+
+    return run
+
+
+def test_answers_are_asked_once_of_each_engine_and_need_no_promise(pytester: pytest.Pytester, session: Session) -> None:
+    result = session("--restarts=3", "--results=out")
+
+    result.assert_outcomes(passed=2)
+    lines = (pytester.path / "engines.log").read_text().splitlines()
+    assert sorted(line for line in lines if line.startswith("open")) == [
+        "open bf16/pp2",
+        "open bf16/tp1",
+        "open bf16/tp2",
+    ]
+    assert sum(line.startswith("generate") for line in lines) == 3 * 3
+
+
+def test_an_engine_that_cannot_be_asked_fails_the_test_that_asks(session: Session) -> None:
+    mute = fake_engine(every=[100.0]).replace("def score", "def no_score")
+
+    result = session(conftest=mute)
+
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "cpu/torch/smollm2-135m/bf16/tp2/answers",
+            "  error, not a regression: this engine runs workloads and cannot be*",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_measuring_a_case_about_answers_is_a_usage_error_that_names_the_test(session: Session) -> None:
+    result = session(suite=SUITE.replace("case, other, answers", "case, other, measure"))
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [
+            "ERROR: *::test_same[[]*tp2/answers[]]: cpu/*/answers: is about answers (answers), which have no speed to measure"
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            '"task": "answers"',
+            '"task": "answer"',
+            "unknown task 'answer'; did you mean 'answers'? known: answers, checkpoint",
+        ),
+        ('"task": "answers"', '"task": 5', "task is a name or a list of names, not 5"),
+        (
+            '"task": "answers"',
+            '"task": "answers", "workload": "min-latency-16-8"',
+            "a case has a workload or a task, not both",
+        ),
+        (', "task": "answers"', "", "@pytest.mark.cases needs workload"),
+    ],
+)
+def test_a_wrong_task_is_a_usage_error(session: Session, old: str, new: str, message: str) -> None:
+    result = session(suite=SUITE.replace(old, new))
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: *::test_same: *{message}"])
+
+
+def test_a_prediction_has_no_answers(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.cases(model="llama-3.1-8b", recipe="bf16", layout="tp1", task="answers")
+        def test_answers(case, answers):
+            answers(case)
+        """
+    )
+
+    result = pytester.runpytest("--gpu=h200", "--engine=predicted")
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["h200/tensorrt-llm/llama-3.1-8b/bf16/tp1/answers: a prediction has no answers; run this test with an engine *"]
+    )
+    result.stdout.no_fnmatch_line("*Traceback*")
