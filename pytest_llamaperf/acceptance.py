@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 
-from pytest_llamaperf.baselines import BaselineBook, read_baselines, yaml_to_add
-from pytest_llamaperf.cases import Case
-from pytest_llamaperf.engines import PREDICTED, Opener, readiness
+from pytest_llamaperf.answers import Answers
+from pytest_llamaperf.baselines import BaselineBook, can_be_promised, read_baselines, yaml_to_add
+from pytest_llamaperf.bench import Bench
+from pytest_llamaperf.cases import CPU, Case
+from pytest_llamaperf.engines import PREDICTED, Opener, Surroundings, readiness
 from pytest_llamaperf.errors import EngineError, UsageError
-from pytest_llamaperf.hardware import CPU, Machine, find_machine
+from pytest_llamaperf.hardware import Machine, find_machine
 from pytest_llamaperf.measurements import Measurement, Source
-from pytest_llamaperf.measuring import measure
+from pytest_llamaperf.measuring import Sampling
 from pytest_llamaperf.metrics import Metric
 from pytest_llamaperf.records import Result
 from pytest_llamaperf.settings import AUTO, Settings
@@ -22,11 +24,12 @@ from pytest_llamaperf.wording import shown_path
 class Acceptance:
     """What is slow to find out is found out when first asked for: most pytest runs never ask."""
 
-    def __init__(self, settings: Settings, openers: Mapping[str, Opener]) -> None:
+    def __init__(self, settings: Settings, openers: Mapping[str, Opener], surroundings: Surroundings) -> None:
         self.settings = settings
         self.openers = openers
+        self.surroundings = surroundings
+        self.judged: list[Verdict] = []
         self._books: dict[str, BaselineBook] = {}
-        self._measured: dict[Case, Measurement | EngineError] = {}
 
     @functools.cached_property
     def machine(self) -> Machine:
@@ -53,8 +56,27 @@ class Acceptance:
         """The engine that cases are about: a prediction is about TensorRT-LLM."""
         return self.engine_kind if self.measures else "tensorrt-llm"
 
+    @functools.cached_property
+    def bench(self) -> Bench:
+        """Where this run's cases are measured."""
+        on_cpu = self.gpu == CPU
+        sampling = Sampling(
+            restarts=self.settings.restarts or (3 if on_cpu else 2),
+            rounds=self.settings.rounds or (2 if on_cpu else 3),
+            watch_cpu=on_cpu,
+        )
+        return Bench(
+            self.openers[self.engine_kind], sampling, together=on_cpu, on_progress=self.surroundings.on_progress
+        )
+
     def check_options(self) -> None:
         """Refuse at the start what the command line alone shows to be impossible. Raises UsageError."""
+        if self.settings.record and self.settings.gate:
+            raise UsageError(
+                "--record with --gate: a gate judges promises, and a recording makes them; run one, then the other"
+            )
+        if self.settings.record and not self.measures:
+            raise UsageError("--record with --engine predicted: a prediction never becomes a promise")
         if self.settings.gpu != AUTO:
             self.check_possible()
 
@@ -72,13 +94,13 @@ class Acceptance:
 
     def check_engine(self) -> None:
         """Refuse a kind of engine that cannot work here. Raises UsageError."""
-        ready = readiness(self.engine_kind, self.openers)
+        ready = readiness(self.engine_kind, tuple(self.openers))
         if not ready.ready:
             raise UsageError(f"--engine {self.engine_kind}: {ready.detail}; `llamaperf doctor` shows what works here")
 
     def runs_here(self, case: Case) -> bool:
-        """Whether this run is about the case's hardware; a prediction can be about any."""
-        return not self.measures or case.hardware == self.gpu
+        """Whether this run is about the case's hardware; a prediction can be about any GPU."""
+        return case.hardware == self.gpu or (not self.measures and case.hardware != CPU)
 
     def missing_gpus(self, case: Case) -> str | None:
         """`needs 8 H200, found 1`, or None where the case fits into this machine."""
@@ -94,34 +116,30 @@ class Acceptance:
         if self.settings.baselines_named and not self.settings.baselines.is_dir():
             raise UsageError(f"--baselines {shown_path(self.settings.baselines)}: there is no such folder")
         if hardware not in self._books:
-            self._books[hardware] = read_baselines(self.settings.baselines, hardware)
+            self._books[hardware] = read_baselines(self.settings.baselines, hardware, self.machine.slug)
         return self._books[hardware]
 
     def measure(self, case: Case) -> Measurement:
         """Measured, or predicted, once in this process: tests that compare two cases find both here.
 
-        A case that could not be measured is not tried again: loading an engine takes minutes.
+        Raises EngineError for a case that could not be measured, without trying again: loading takes minutes.
         """
-        if case not in self._measured:
-            try:
-                found: Measurement | EngineError = self._measure(case)
-            except EngineError as problem:
-                found = problem
-            self._measured[case] = found
-        known = self._measured[case]
-        if isinstance(known, EngineError):
-            raise known
-        return known
-
-    def _measure(self, case: Case) -> Measurement:
-        measurement = measure(case, self.openers[self.engine_kind], restarts=self.settings.restarts)
+        measurement = self.bench.measurement(case)
         if (measurement.source is Source.PREDICTED) != (self.engine_kind == PREDICTED):
             raise EngineError(f"{case}: the engine {self.engine_kind} gave a result that is {measurement.source}")
         return measurement
 
+    def answers(self, case: Case) -> Answers:
+        """What the engine of a case says. Raises EngineError, UsageError for a prediction."""
+        if not self.measures:
+            raise UsageError(f"{case}: a prediction has no answers; run this test with an engine that measures")
+        return self.bench.answers(case)
+
     def judge(self, measurement: Measurement, metric: Metric) -> Verdict:
         promise = self.book(measurement.case.hardware).find(measurement.case, metric)
-        return judge(measurement.case, measurement.of(metric), promise, measurement.notes, measurement.fingerprint)
+        verdict = judge(measurement.case, measurement.of(metric), promise, measurement.notes, measurement.fingerprint)
+        self.judged.append(verdict)
+        return verdict
 
     def unjudged(self, results: Iterable[Result]) -> tuple[str, ...]:
         """Promises for the hardware of this run that no test asked about."""
@@ -134,7 +152,10 @@ class Acceptance:
 
     def yaml_hint(self, verdict: Verdict) -> str:
         """What to write where, so that a value without a promise gets one."""
-        return yaml_to_add(self.book(verdict.case.hardware), verdict.case, verdict.summary)
+        hint = yaml_to_add(self.book(verdict.case.hardware), verdict.case, verdict.summary)
+        if self.settings.record or not can_be_promised(verdict.case):
+            return hint
+        return f"{hint}\nor run once more with --record: that promises what was measured, for this machine"
 
     def blocks(self, verdict: Verdict) -> bool:
         """Whether a verdict fails its test: a broken promise always, missing evidence under the gate."""

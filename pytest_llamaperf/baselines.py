@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -29,12 +29,15 @@ from pytest_llamaperf.wording import shown_path
 # 1: references and promises.
 SCHEMA = 1
 
+# The folder of promises for one machine each.
+LOCAL = "local"
+
 _RECORDED = ("date", "version", "restarts", "commit")
 # What is filled in by hand must not be left as the hint wrote it.
 _RECORD_FORMS = (
     ("date", r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])", "2026-11-20"),
     ("version", r"[^<>\s]+", "1.2.1"),
-    ("commit", r"[0-9a-f]{7,40}", "3f9c1e7"),
+    ("commit", r"[0-9a-f]{7,40}|none", "3f9c1e7"),
 )
 
 
@@ -83,7 +86,10 @@ class Baseline:
 class BaselineBook:
     """The promises for one GPU, or for one CPU machine."""
 
-    def __init__(self, folder: Path, hardware: str, baselines: Iterator[Baseline]) -> None:
+    def __init__(
+        self, folder: Path, hardware: str, baselines: Iterable[Baseline], local: Iterable[Baseline] = ()
+    ) -> None:
+        """`local` are promises for this machine alone, which count where nobody reviewed any."""
         self.folder, self.hardware = folder, hardware
         self._entries: dict[tuple[str, Metric], Baseline] = {}
         for entry in baselines:
@@ -94,6 +100,9 @@ class BaselineBook:
                     entry.path, entry.line, f"promised already in {first}; remove one", where=_where(*key)
                 )
             self._entries[key] = entry
+        self.local: tuple[Baseline, ...] = tuple(local)
+        for entry in self.local:
+            self._entries.setdefault((entry.case.key, entry.metric), entry)
 
     def __iter__(self) -> Iterator[Baseline]:
         return iter(self._entries.values())
@@ -119,13 +128,25 @@ class BaselineBook:
         return self.folder / self.hardware / f"{case.model}.yaml"
 
 
-def read_baselines(folder: Path, hardware: str) -> BaselineBook:
-    """All promises of `folder/<hardware>/*.yaml`; none if there is no such folder.
+def read_baselines(folder: Path, hardware: str, machine: str | None = None) -> BaselineBook:
+    """All promises of `folder/<hardware>/*.yaml`, none if there is no such folder, and those of `local_path`.
 
     Raises DocumentError naming file, line, case and metric for anything that could be misread.
     """
     paths = sorted((folder / hardware).glob("*.yaml"))
-    return BaselineBook(folder, hardware, (entry for path in paths for entry in _read_file(path, hardware)))
+    entries = [entry for path in paths for entry in _read_file(path, hardware)]
+    own = local_path(folder, hardware, machine) if machine else None
+    return BaselineBook(folder, hardware, entries, list(_read_file(own, hardware)) if own and own.exists() else ())
+
+
+def local_path(folder: Path, hardware: str, machine: str) -> Path:
+    """Where promises for one machine stand: measured there, for it alone, and in nobody's git."""
+    return folder / LOCAL / f"{hardware}-{machine}.yaml"
+
+
+def can_be_promised(case: Case) -> bool:
+    """Whether a key of a baseline file names the case: a folder's name says nothing about where it is."""
+    return case.model.random or case.model.name in models()
 
 
 def yaml_to_add(book: BaselineBook, case: Case, summary: Summary) -> str:
@@ -133,11 +154,11 @@ def yaml_to_add(book: BaselineBook, case: Case, summary: Summary) -> str:
     path = book.path_for(case)
     unit = summary.metric.unit if summary.metric.unit != "1" else '"1"'
     metric = (
-        f"    {summary.metric}: {{value: {_decimal(summary.value)}, unit: {unit}, tolerance: 0.05, source: measured,\n"
+        f"    {summary.metric}: {{value: {decimal(summary.value)}, unit: {unit}, tolerance: 0.05, source: measured,\n"
         '      recorded: {date: "<today>", version: "<engine version>", '
         f'restarts: {len(summary.values)}, commit: "<commit>"}}}}'
     )
-    if case.model.name not in models():
+    if not can_be_promised(case):
         return f"to promise it, first add {case.model} to the catalog of models, then ask again"
     if book.has(case):
         return f"to promise it, add under `{case.key}:` in {shown_path(path)}:\n{metric}"
@@ -164,7 +185,7 @@ def _read_file(path: Path, hardware: str) -> Iterator[Baseline]:
             check_weights(case)
         except UsageError as problem:
             raise DocumentError(path, promises.line_of(key), str(problem), where=key) from None
-        if case.model.name != path.stem:
+        if case.model.name != path.stem and path.parent.name != LOCAL:
             home = path.with_stem(case.model.name).name
             raise DocumentError(path, promises.line_of(key), f"is about {case.model}; move it to {home}", where=key)
         for name, entry in promise.sections():
@@ -201,6 +222,8 @@ def _baseline(
         raise entry.error(
             f"source is {source!r}; a promise is measured or published, a prediction never becomes one", key="source"
         )
+    if source != Source.MEASURED and entry.path.parent.name == LOCAL:
+        raise entry.error(f"promises for one machine are measured there, this one is {source}", key="source")
     reference, recorded = _evidence(entry, Source(source), references, used)
     return Baseline(
         case, metric, value, tolerance, Source(source), reference, entry.path, promise.line_of(name),
@@ -243,7 +266,7 @@ def _evidence(
     return "", {name: restarts if name == "restarts" else record.text(name) for name in _RECORDED}
 
 
-def _decimal(value: float) -> str:
+def decimal(value: float) -> str:
     """Six significant digits without an exponent, which YAML 1.1 would read as text."""
     return f"{Decimal(f'{value:.6g}'):f}"
 

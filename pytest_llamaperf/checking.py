@@ -5,25 +5,33 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
 from pytest_llamaperf.acceptance import Acceptance
+from pytest_llamaperf.answers import Answers
+from pytest_llamaperf.bench import Bench
+from pytest_llamaperf.benchmarking import play_back
 from pytest_llamaperf.cases import Case
-from pytest_llamaperf.engines import PREDICTED, Engine, built_in_openers
+from pytest_llamaperf.collecting import compared_with
+from pytest_llamaperf.engines import Engine, EngineSpec, open_predicted
 from pytest_llamaperf.errors import EngineError, LlamaperfError
-from pytest_llamaperf.measurements import Measurement
-from pytest_llamaperf.measuring import measure
+from pytest_llamaperf.measurements import Measurement, Source
+from pytest_llamaperf.measuring import Sampling
 from pytest_llamaperf.metrics import Metric
 from pytest_llamaperf.records import Result
 from pytest_llamaperf.runs import to_json
 from pytest_llamaperf.verdicts import Outcome, Verdict
 
+if TYPE_CHECKING:
+    from pytest_llamaperf.checkpoints import Checkpoint
+
 # The user property under which results travel: over pytest-xdist to the process that reports, and into JUnit.
 PROPERTY = "llamaperf"
 CASE = "llamaperf_case"
-_OURS = (PROPERTY, CASE)
+MEASURES = "llamaperf_measures"
+_OURS = (PROPERTY, CASE, MEASURES)
 
 T = TypeVar("T")
 
@@ -31,12 +39,28 @@ T = TypeVar("T")
 class Measure:
     """`measure(case)`: see the fixture."""
 
-    def __init__(self, acceptance: Acceptance, item: pytest.Item) -> None:
-        self._acceptance, self._item = acceptance, item
+    def __init__(self, acceptance: Acceptance, request: pytest.FixtureRequest) -> None:
+        self._acceptance, self._request = acceptance, request
+        # What is measured has to be judged, or the gate will ask why it was measured.
+        request.node.user_properties.append((MEASURES, True))
 
     def __call__(self, case: Case) -> Measurement:
         __tracebackhide__ = True
-        return _or_fail(self._item, case, lambda: self._acceptance.measure(case))
+        measurement = _or_fail(self._request.node, case, lambda: self._acceptance.measure(case))
+        if measurement.source is Source.MEASURED:
+            play_back(self._request, measurement)
+        return measurement
+
+
+class Ask:
+    """`answers(case)`: see the fixture."""
+
+    def __init__(self, acceptance: Acceptance, item: pytest.Item) -> None:
+        self._acceptance, self._item = acceptance, item
+
+    def __call__(self, case: Case) -> Answers:
+        __tracebackhide__ = True
+        return _or_fail(self._item, case, lambda: self._acceptance.answers(case))
 
 
 class Predict:
@@ -47,7 +71,8 @@ class Predict:
 
     def __call__(self, case: Case) -> Measurement:
         __tracebackhide__ = True
-        return _or_fail(self._item, case, lambda: measure(case, built_in_openers()[PREDICTED], restarts=1))
+        once = Sampling(restarts=1, rounds=1)
+        return _or_fail(self._item, case, lambda: Bench(open_predicted, once, together=False).measurement(case))
 
 
 class BaselineCheck:
@@ -85,15 +110,45 @@ class BaselineCheck:
 @contextlib.contextmanager
 def opened_engine(acceptance: Acceptance, item: pytest.Item, case: Case) -> Iterator[Engine]:
     """An open engine for the case, closed whatever becomes of the test."""
-    engine = _or_fail(item, case, lambda: acceptance.openers[acceptance.engine_kind](case))
-    with contextlib.closing(engine):
+    engine = _or_fail(item, case, lambda: acceptance.openers[acceptance.engine_kind](EngineSpec.of(case)))
+    try:
         yield engine
+    finally:
+        _or_fail(item, case, engine.close)
+
+
+def checkpoint_of(acceptance: Acceptance, item: pytest.Item, case: Case) -> Checkpoint:
+    """The checkpoint of the case's model and recipe, made if it has to be."""
+    __tracebackhide__ = True
+    from pytest_llamaperf.checkpoints import CheckpointStore
+
+    surroundings = acceptance.surroundings
+    store = CheckpointStore(
+        deadlines=surroundings.deadlines,
+        on_progress=lambda progress: surroundings.on_progress(progress.text, progress.done, progress.total),
+        logs=surroundings.logs,
+    )
+    return _or_fail(item, case, lambda: store.get(case.model, case.recipe))
+
+
+def other_of(item: pytest.Item, case: Case) -> Case:
+    """The case a test compares with. Fails the test that has not exactly one marker `versus`."""
+    __tracebackhide__ = True
+    others = _or_fail(item, case, lambda: compared_with(item, case))
+    if len(others) != 1:
+        pytest.fail(f"the fixture `other` needs one @pytest.mark.versus(...), found {len(others)}", pytrace=False)
+    return others[0]
 
 
 def note_case(item: pytest.Item, case: Case) -> None:
     """Say what the test is about, also if it never comes to a result."""
     item.user_properties[:] = [(name, value) for name, value in item.user_properties if name not in _OURS]
     item.user_properties.append((CASE, case.id))
+
+
+def measures_of_report(report: pytest.TestReport) -> bool:
+    """Whether a test asks for measurements."""
+    return any(name == MEASURES for name, _ in report.user_properties)
 
 
 def case_of_report(report: pytest.TestReport) -> str | None:

@@ -10,12 +10,13 @@ import pytest
 from pytest_llamaperf.acceptance import Acceptance
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.errors import DocumentError, UsageError
-from pytest_llamaperf.selection import selected_cases
+from pytest_llamaperf.selection import other_case, selected_cases
 from pytest_llamaperf.wording import counted
 
 _PROBLEMS = pytest.StashKey[list[str]]()
 _ELSEWHERE = pytest.StashKey[int]()
 _LEFT_OUT = pytest.StashKey[bool]()
+_ACCEPTED = pytest.StashKey[bool]()
 # The key under which a worker of pytest-xdist says why it ran nothing.
 REFUSAL = "llamaperf_refusal"
 # ... and how many tests about a case were deselected there.
@@ -71,11 +72,37 @@ def narrow(config: pytest.Config, items: list[pytest.Item], acceptance: Acceptan
     except UsageError as problem:
         _refuse(config, items, str(problem))
         return
+    config.stash[_ACCEPTED] = True
     for item in items:
         case = case_of(item)
         missing = None if case is None or only_looks(config) else acceptance.missing_gpus(case)
         if missing:
             item.add_marker(pytest.mark.skip(reason=missing))
+
+
+def expect(config: pytest.Config, items: Sequence[pytest.Item], acceptance: Acceptance) -> None:
+    """Tell the bench what the tests will ask, so that engines are opened once. Raises pytest.UsageError."""
+    # pytest calls this also after a collection that was refused.
+    if only_looks(config) or not acceptance.measures or not config.stash.get(_ACCEPTED, False):
+        return
+    for item in items:
+        case = case_of(item)
+        if case is None or item.get_closest_marker("skip"):
+            continue
+        try:
+            cases = [case, *compared_with(item, case)]
+            names = getattr(item, "fixturenames", ())
+            if "measure" in names or "answers" in names:
+                acceptance.bench.expect(
+                    measured=cases if "measure" in names else (), answered=cases if "answers" in names else ()
+                )
+        except UsageError as problem:
+            raise pytest.UsageError(f"{item.nodeid}: {problem}") from None
+
+
+def compared_with(item: pytest.Item, case: Case) -> list[Case]:
+    """What the markers `versus` of a test compare its case with. Raises UsageError."""
+    return [other_case(case, marker) for marker in item.iter_markers("versus")]
 
 
 def _refuse_measuring_side_by_side(config: pytest.Config, acceptance: Acceptance) -> None:

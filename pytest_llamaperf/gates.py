@@ -47,8 +47,8 @@ def decide(tests: Sequence[TestRecord], *, not_run: int = 0, deselected: int = 0
     judged_badly = {r.nodeid for r in results if r.outcome != Outcome.PASS}
     for test in tests:
         if test.outcome == "passed":
-            if test.case and not test.results:
-                reasons.append(f"judged nothing: {test.nodeid}: it has a case and checks no promise")
+            if test.measures and not test.results:
+                reasons.append(f"judged nothing: {test.nodeid}: it measures and checks no promise")
             if test.attempts > 1:
                 reasons.append(f"retried: {test.nodeid}: passed at attempt {test.attempts}")
         elif test.outcome != "skipped" and test.nodeid not in judged_badly:

@@ -10,14 +10,16 @@ from pytest_llamaperf.engines import Opener
 
 
 @pytest.hookspec
-def pytest_llamaperf_engines() -> Mapping[str, Opener]:  # type: ignore[empty-body]  # a specification
+def pytest_llamaperf_engines(config: pytest.Config) -> Mapping[str, Opener]:  # type: ignore[empty-body]  # a specification
     """Engines of your own for kinds that `--engine` knows (tensorrt-llm, trtllm-bench, torch), in place of the plugin's:
-    each kind with the function that opens one for a case. `predicted` stays the plugin's.
+    each kind with the function that opens one. `predicted` stays the plugin's.
 
     For example, in a conftest.py, to measure TensorRT-LLM through a launcher of your own:
 
         def pytest_llamaperf_engines():
-            return {"tensorrt-llm": lambda case: OurLauncher(case.model.name, tp=case.layout.tp)}
+            return {"tensorrt-llm": lambda spec: OurLauncher(spec.model.name, tp=spec.layout.tp)}
 
-    What it returns has `source`, `run(workload)` and `close()`; see `pytest_llamaperf.engines.Engine`.
+    `spec` is all an engine is opened with, the limits of its batches included (`pytest_llamaperf.engines.EngineSpec`).
+    What is returned has `source`, `run(workload)` and `close()` (`Engine`); to be asked for answers it has `encode`,
+    `decode`, `generate` and `score` as well (`AnsweringEngine`).
     """

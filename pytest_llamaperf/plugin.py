@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_llamaperf import hookspec
 from pytest_llamaperf.acceptance import Acceptance
+from pytest_llamaperf.benchmarking import prepare, seen_as_benchmarks
 from pytest_llamaperf.cases import Case, Task, Workload
-from pytest_llamaperf.checking import BaselineCheck, Measure, Predict, note_case, opened_engine
+from pytest_llamaperf.checking import (
+    Ask,
+    BaselineCheck,
+    Measure,
+    Predict,
+    checkpoint_of,
+    note_case,
+    opened_engine,
+    other_of,
+)
 from pytest_llamaperf.collecting import (
+    expect,
     narrow,
     only_looks,
     parametrize_cases,
@@ -18,12 +30,17 @@ from pytest_llamaperf.collecting import (
     send_deselected,
     told_after_collection,
 )
-from pytest_llamaperf.engines import Engine, Opener, built_in_openers, opened_by
+from pytest_llamaperf.engines import Engine, Opener, Surroundings, built_in_openers, opened_by
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.selection import MARKERS
 from pytest_llamaperf.settings import Settings, add_options
+from pytest_llamaperf.surroundings import surroundings_of
+
+if TYPE_CHECKING:
+    from pytest_llamaperf.checkpoints import Checkpoint
 
 ACCEPTANCE = pytest.StashKey[Acceptance]()
+SURROUNDINGS = pytest.StashKey[Surroundings]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,8 +51,8 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspec)
 
 
-def pytest_llamaperf_engines() -> dict[str, Opener]:
-    return built_in_openers()
+def pytest_llamaperf_engines(config: pytest.Config) -> dict[str, Opener]:
+    return built_in_openers(config.stash[SURROUNDINGS])
 
 
 @pytest.hookimpl(trylast=True)  # after the conftests, which may bring engines
@@ -43,8 +60,10 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     try:
-        openers = opened_by(config.hook.pytest_llamaperf_engines())
-        acceptance = Acceptance(Settings.from_config(config), openers)
+        settings = Settings.from_config(config)
+        surroundings = config.stash[SURROUNDINGS] = surroundings_of(config, settings)
+        openers = opened_by(config.hook.pytest_llamaperf_engines(config=config))
+        acceptance = Acceptance(settings, openers, surroundings)
         config.stash[ACCEPTANCE] = acceptance
         if hasattr(config, "workerinput"):
             return
@@ -62,8 +81,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     parametrize_cases(metafunc, metafunc.config.stash[ACCEPTANCE])
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    narrow(config, items, config.stash[ACCEPTANCE])
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
+    acceptance = config.stash[ACCEPTANCE]
+    narrow(config, items, acceptance)
+    if acceptance.measures:
+        prepare(items, "measure")
+    with seen_as_benchmarks(items):
+        yield
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    expect(session.config, session.items, session.config.stash[ACCEPTANCE])
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -85,6 +114,12 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture
+def other(case: Case, request: pytest.FixtureRequest) -> Case:
+    """The case this one is compared with, by the marker `versus`."""
+    return other_of(request.node, case)
+
+
+@pytest.fixture
 def workload(case: Case) -> Workload | Task:
     """What the case does: requests and their arrival, or an accuracy task."""
     return case.work
@@ -100,7 +135,19 @@ def engine(case: Case, request: pytest.FixtureRequest) -> Iterator[Engine]:
 @pytest.fixture
 def measure(request: pytest.FixtureRequest) -> Measure:
     """`measure(case)` runs the case in fresh engines and returns its Measurement; once a session for each case."""
-    return Measure(request.config.stash[ACCEPTANCE], request.node)
+    return Measure(request.config.stash[ACCEPTANCE], request)
+
+
+@pytest.fixture
+def answers(request: pytest.FixtureRequest) -> Ask:
+    """`answers(case)` is what the case's engine says to fixed questions, as Answers; asked once a session."""
+    return Ask(request.config.stash[ACCEPTANCE], request.node)
+
+
+@pytest.fixture
+def quantized_model(case: Case, request: pytest.FixtureRequest) -> Checkpoint:
+    """The checkpoint of the case's model and recipe, quantized by ModelOpt the first time and cached by content."""
+    return checkpoint_of(request.config.stash[ACCEPTANCE], request.node, case)
 
 
 @pytest.fixture

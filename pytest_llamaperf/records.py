@@ -75,7 +75,8 @@ UNFINISHED = "unfinished"
 class TestRecord:
     """A test: passed, failed, error, skipped or unfinished; `reason` says why where it did not pass. Seconds.
 
-    `case` is the id of the case it is about, None for a test about none; `attempts` counts how often it was tried.
+    `case` is the id of the case it is about, None for a test about none; `attempts` counts how often it was tried;
+    `measures` tells whether it asked for measurements, which it then has to judge.
     """
 
     nodeid: str
@@ -85,6 +86,7 @@ class TestRecord:
     results: tuple[Result, ...] = ()
     case: str | None = None
     attempts: int = 0
+    measures: bool = False
 
     __test__ = False  # not a test class, whatever pytest reads into its name
 

@@ -10,18 +10,21 @@ from typing import Any
 
 import pytest
 
+from pytest_llamaperf.answers import ANSWERS
 from pytest_llamaperf.baselines import BaselineBook
-from pytest_llamaperf.cases import Case, Layout
+from pytest_llamaperf.cases import CPU, Case, Layout, Task, Workload
 from pytest_llamaperf.catalog import check_weights, gpus, model_named, recipe_named, workload_named
 from pytest_llamaperf.errors import UsageError, nearest
 from pytest_llamaperf.metrics import metric_named
 
 MARKERS = (
-    "cases(model, recipe, layout, workload, hardware=all GPUs): a test for every combination; each is a name or a list",
+    "cases(model, recipe, layout, workload or task, hardware=all GPUs): a test for every combination of names",
+    "versus(recipe=..., layout=...): what the case is compared with, the same but for this; measured in turn with it",
     "promised(metric, model='*', ...): a test for every case whose baselines promise the metric and match the patterns",
 )
 
 _PARTS = ("model", "recipe", "layout", "workload")
+_TASKS = (ANSWERS, "checkpoint")
 
 
 def selected_cases(
@@ -46,22 +49,51 @@ def selected_cases(
 
 
 def _combined(arguments: Mapping[str, Any], gpu: str, engine: str) -> list[Case]:
-    _refuse_unknown("cases", arguments, (*_PARTS, "hardware"))
-    missing = [part for part in _PARTS if part not in arguments]
+    _refuse_unknown("cases", arguments, (*_PARTS, "task", "hardware"))
+    if "task" in arguments and "workload" in arguments:
+        raise UsageError("@pytest.mark.cases: a case has a workload or a task, not both")
+    work = "task" if "task" in arguments else "workload"
+    missing = [part for part in ("model", "recipe", "layout", work) if part not in arguments]
     if missing:
         raise UsageError(f"@pytest.mark.cases needs {', '.join(missing)}")
     allowed = _names("hardware", arguments.get("hardware", tuple(gpus())))
     for name in allowed:
-        if name != "cpu" and name not in gpus():
-            raise UsageError(f"@pytest.mark.cases: unknown hardware {name!r}; {nearest(name, ('cpu', *gpus()))}")
+        if name != CPU and name not in gpus():
+            raise UsageError(f"@pytest.mark.cases: unknown hardware {name!r}; {nearest(name, (CPU, *gpus()))}")
     hardware = gpu if gpu in allowed else allowed[0]
+    if hardware == CPU and gpu != CPU:  # not about this run: named by the engine that would run them
+        engine = "torch"
     cases = [
-        Case(hardware, engine, model_named(model), recipe_named(recipe), Layout.parse(layout), workload_named(workload))
-        for model, recipe, layout, workload in itertools.product(*(_names(part, arguments[part]) for part in _PARTS))
+        Case(hardware, engine, model_named(model), recipe_named(recipe), Layout.parse(layout), _work(work, name))
+        for model, recipe, layout, name in itertools.product(
+            *(_names(part, arguments[part]) for part in ("model", "recipe", "layout", work))
+        )
     ]
     for case in cases:
         check_weights(case)
     return cases
+
+
+def other_case(case: Case, marker: pytest.Mark) -> Case:
+    """The case that a test's marker `versus` compares with. Raises UsageError for one that is no other."""
+    _refuse_unknown("versus", marker.kwargs, ("recipe", "layout"))
+    if marker.args or len(marker.kwargs) != 1:
+        raise UsageError("@pytest.mark.versus names one thing that is different, as in versus(recipe='bf16')")
+    ((part, name),) = marker.kwargs.items()
+    if not isinstance(name, str):
+        raise UsageError(f"@pytest.mark.versus: {part} is one name, not {name!r}")
+    other = case.with_recipe(recipe_named(name)) if part == "recipe" else case.with_layout(Layout.parse(name))
+    if other == case:
+        raise UsageError(f"@pytest.mark.versus({part}={name!r}): that is {case} itself")
+    return other
+
+
+def _work(kind: str, name: str) -> Workload | Task:
+    if kind == "workload":
+        return workload_named(name)
+    if name not in _TASKS:
+        raise UsageError(f"@pytest.mark.cases: unknown task {name!r}; {nearest(name, _TASKS)}")
+    return Task(name)
 
 
 def _promised(

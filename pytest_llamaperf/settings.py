@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llamaperf.errors import nearest
+from pytest_llamaperf.hosting.phases import SETTING, Deadlines
 
 AUTO = "auto"
 
@@ -18,6 +19,7 @@ AUTO = "auto"
 class Settings:
     """What was asked for on the command line; `results` is None where no files are wanted.
 
+    `restarts` and `rounds` are None where the hardware decides; `deadlines` come from the ini file, for they belong to a project.
     `baselines_named` tells a folder somebody asked for from the default, which need not exist yet.
     """
 
@@ -27,7 +29,10 @@ class Settings:
     baselines_named: bool
     results: Path | None
     gate: bool
-    restarts: int
+    record: bool
+    restarts: int | None
+    rounds: int | None
+    deadlines: Deadlines
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Settings:
@@ -38,7 +43,10 @@ class Settings:
             baselines_named=config.getoption("baselines") is not None,
             results=_path(config, config.getoption("results")),
             gate=config.getoption("gate"),
+            record=config.getoption("record"),
             restarts=config.getoption("restarts"),
+            rounds=config.getoption("rounds"),
+            deadlines=Deadlines.parse(config.getini(SETTING)),
         )
 
 
@@ -77,11 +85,29 @@ def add_options(parser: pytest.Parser) -> None:
         help="release gate: exit 1 unless every test is a measured pass and every promise was judged, and say why",
     )
     group.addoption(
+        "--record",
+        action="store_true",
+        help="write what was measured and is not promised in git to DIR/local/<machine>.yaml, as promises for this "
+        "machine, with tolerances from the spread between restarts",
+    )
+    group.addoption(
         "--restarts",
-        default=2,
+        default=None,
         type=_at_least_one,
         metavar="N",
-        help="engine restarts measured for each case; one is never conclusive (default: %(default)s)",
+        help="engine restarts measured for each case; one is never conclusive (default: 2, on a CPU 3)",
+    )
+    group.addoption(
+        "--rounds",
+        default=None,
+        type=_at_least_one,
+        metavar="N",
+        help="rounds of a workload in each restart, of which the median counts (default: 3, on a CPU 2)",
+    )
+    parser.addini(
+        SETTING,
+        help="seconds an engine may take: load=1800 run=1800 close=60 (for each start, each call, each end)",
+        default="",
     )
 
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("llamaperf", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("llamaperf")
+
+
+@pytest.fixture(autouse=True)
+def _sessions_within_tests_are_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pytester runs inside a worker of pytest-xdist must not take itself for one."""
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)

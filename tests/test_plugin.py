@@ -124,7 +124,9 @@ def measured(pytester: pytest.Pytester) -> Any:
     ) -> pytest.RunResult:
         pytester.makeconftest(ENGINE.format(speeds=speeds or [100.0, 101.0, 99.0, 100.0]))
         pytester.makepyfile(suite)
-        return (pytester.runpytest_subprocess if own_process else pytester.runpytest)("--gpu=cpu", *options)
+        return (pytester.runpytest_subprocess if own_process else pytester.runpytest)(
+            "--gpu=cpu", "--restarts=2", *options
+        )
 
     return run
 
@@ -388,7 +390,7 @@ def judged_later(case, measure, baseline):
 
 
 def test_the_same_case_with_another_workload_is_measured_anew(pytester: pytest.Pytester, measured: Any) -> None:
-    """The number of requests is no part of the id, and still another run."""
+    """The number of requests is no part of the id, and still another run, on the same engines."""
     suite = """
 import dataclasses, pytest
 
@@ -401,7 +403,7 @@ def shorter(case):
     result = measured("-s", suite=f"{suite}\n{marker}{body}")
 
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*opened 4 engines"])
+    result.stdout.fnmatch_lines(["*opened 2 engines"])
 
 
 def test_an_engine_that_cannot_load_is_not_loaded_again(pytester: pytest.Pytester, measured: Any) -> None:
@@ -486,7 +488,7 @@ def pytest_runtest_protocol(item, nextitem):
     pytester.makeconftest(ENGINE.format(speeds=[100.0, 101.0]) + again)
     pytester.makepyfile(SUITE)
 
-    result = pytester.runpytest("--gpu=cpu", "--gate", "--results=out")
+    result = pytester.runpytest("--gpu=cpu", "--restarts=2", "--gate", "--results=out")
 
     assert result.ret == 1
     result.stdout.fnmatch_lines(["  - retried: *: passed at attempt 2"])
@@ -820,10 +822,12 @@ def test_a_broken_baseline_file_is_a_usage_error_with_file_and_line(
 def test_an_engine_this_version_lacks_is_a_usage_error(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(SUITE)
 
-    result = pytester.runpytest("--gpu=cpu")
+    result = pytester.runpytest("--gpu=cpu", "--engine=trtllm-bench")
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --engine torch: this version of pytest-llamaperf brings no torch engine yet*"])
+    result.stderr.fnmatch_lines(
+        ["ERROR: --engine trtllm-bench: this version of pytest-llamaperf brings no trtllm-bench*"]
+    )
 
 
 def test_predictions_without_their_extra_are_a_usage_error(

@@ -30,7 +30,7 @@ def doctor() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pytest_llamaperf.engines import KINDS, PREDICTED, built_in_openers, readiness
+    from pytest_llamaperf.engines import BUILT_IN, KINDS, PREDICTED, readiness
     from pytest_llamaperf.hardware import find_machine
 
     console = Console(highlight=False)
@@ -60,10 +60,9 @@ def doctor() -> None:
 
     console.print("engines", style="bold")
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 2))
-    openers = built_in_openers()
     able = []
     for kind in KINDS:
-        state = readiness(kind, openers)
+        state = readiness(kind, BUILT_IN)
         able += [kind] if state.ready else []
         table.add_row(kind, "[green]ready[/]" if state.ready else f"[yellow]{state.detail}[/]")
     console.print(table)

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from pytest_llamaperf.acceptance import Acceptance
-from pytest_llamaperf.checking import case_of_report, results_of
+from pytest_llamaperf.checking import case_of_report, measures_of_report, results_of
 from pytest_llamaperf.collecting import DESELECTED, REFUSAL, count_deselected, only_looks
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.gates import Decision, decide
 from pytest_llamaperf.records import UNFINISHED, TestRecord
 from pytest_llamaperf.runs import RunHeader, RunLog, run_document, to_json, write_atomically
-from pytest_llamaperf.wording import counted
+from pytest_llamaperf.wording import counted, shown_path
 
 # Ends of a session in which all tests ran that should.
 _ORDERLY_ENDS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -37,6 +37,8 @@ class Reporter:
         self._not_run = 0
         self._deselected = 0
         self._broken: list[str] = []
+        self._recorded = ""
+        self._recording_failed = False
 
     def pytest_sessionstart(self) -> None:
         if self._acceptance.settings.results and not self._silent:
@@ -53,7 +55,12 @@ class Reporter:
         before = self._tests.get(report.nodeid, TestRecord(report.nodeid, UNFINISHED, 0.0))
         record = dataclasses.replace(before, duration=before.duration + report.duration)
         if report.when == "setup":
-            record = dataclasses.replace(record, case=case_of_report(report), attempts=record.attempts + 1)
+            record = dataclasses.replace(
+                record,
+                case=case_of_report(report),
+                attempts=record.attempts + 1,
+                measures=measures_of_report(report),
+            )
         if report.when != "setup" or report.failed:  # what a fixture judges after the test counts as well
             record = dataclasses.replace(record, results=results_of(report))
         if report.failed:
@@ -90,10 +97,12 @@ class Reporter:
             self._broken.append(f"the session ended early, with exit status {int(session.exitstatus)}")
         if self._acceptance.settings.gate or self._files:  # run.json tells a decision with and without --gate
             self._broken += self._unjudged()
+        if self._acceptance.settings.record:
+            self._record()
         if self._files:
             self._files.finish(list(self._tests.values()), self._decision())
         closed = self._acceptance.settings.gate and not self._decision().releasable
-        lost = self._files is not None and self._files.problem is not None
+        lost = self._recording_failed or (self._files is not None and self._files.problem is not None)
         if (closed or lost) and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -102,7 +111,7 @@ class Reporter:
             terminalreporter.write_line(f"ERROR: {self._refusal}", red=True)
         results = [result for test in self._tests.values() for result in test.results]
         gate = self._acceptance.settings.gate
-        if self._silent or not (results or gate or self._files):
+        if self._silent or not (results or gate or self._files or self._recorded):
             return
         from pytest_llamaperf.reporting.tables import decision_text, summary_text
 
@@ -112,9 +121,29 @@ class Reporter:
         if gate:
             terminalreporter.section("release gate")
             terminalreporter.write(decision_text(self._decision(), width=width, color=color))
+        if self._recorded:
+            terminalreporter.write_line(self._recorded, red=self._recording_failed)
         if self._files:
             problem = self._files.problem
             terminalreporter.write_line(problem or f"results: {self._files.path}", red=problem is not None)
+
+    def _record(self) -> None:
+        """A promise for every value that has none in git. A disk that fails is told at the end."""
+        from pytest_llamaperf.recording import record
+
+        acceptance = self._acceptance
+        try:
+            path, count = record(acceptance.book(acceptance.gpu), acceptance.judged, acceptance.machine)
+        except (OSError, UsageError) as problem:
+            self._recorded = f"ERROR: nothing was recorded: {problem}"
+            self._recording_failed = True
+            return
+        self._recorded = f"recorded: {counted(count, 'promise')} for this machine in {shown_path(path)}"
+        if not count:
+            self._recorded = (
+                "recorded: nothing; a promise is of a model of the catalog, measured in two restarts or more, "
+                "and not in git already"
+            )
 
     def _unjudged(self) -> list[str]:
         """As one reason: a run of a part of the suite leaves dozens."""

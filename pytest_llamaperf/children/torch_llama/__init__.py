@@ -34,6 +34,8 @@ from .rank import Rank, Settings
 
 Report = Callable[..., None]
 
+MOMENT = 1.0  # seconds
+
 
 def open_driver(report: Report) -> Ranks:
     return Ranks(report)
@@ -102,14 +104,17 @@ class Ranks:
     def _answers(self) -> Any:
         """Rank 0's answer once all have answered. Raises what the first one in trouble tells, or how it died.
 
-        Ranks that lose another one fail too, so all that is known by then is looked at, not what is read first. How a
-        rank came to its end is always known before others can say that they lost it.
+        A rank that loses another one fails too, and may be heard first: after a failure the others have a moment to say
+        what they know, or to be found dead.
         """
         pending = dict(enumerate(self._ranks))
         answer: Any = None
+        failures: list[tuple[float, str, str, str]] = []
         while pending:
-            failures: list[tuple[float, str, str, str]] = []
-            ready = wait([item for process, connection in pending.values() for item in (connection, process.sentinel)])
+            items = [item for process, connection in pending.values() for item in (connection, process.sentinel)]
+            ready = wait(items, timeout=MOMENT if failures else None)
+            if not ready:
+                break
             for rank, (process, connection) in list(pending.items()):
                 # What a rank said before it ended counts before its end does.
                 if connection in ready:
@@ -122,15 +127,16 @@ class Ranks:
                         self._report(*content)
                     elif kind == "failed":
                         failures.append(content)
+                        del pending[rank]
                     else:
                         answer = content if rank == 0 else answer
                         del pending[rank]
                 elif process.sentinel in ready and not connection.poll():
                     process.join()
                     raise _ended(rank, len(self._ranks), process.exitcode)
-            if failures:
-                _, *first = min(failures)
-                raise _as_it_was(*first)
+        if failures:
+            _, *first = min(failures)
+            raise _as_it_was(*first)
         return answer
 
     def _tokens(self) -> Any:
