@@ -135,7 +135,7 @@ class Bench:
         with contextlib.ExitStack() as closing:
             opened = [closing.enter_context(_Opened(job, self._opener)) for job in jobs]
             for engine in opened:
-                self._tell(f"opening {engine.job.spec}", 0)
+                self._tell(f"opening {engine.job.spec}")
                 engine.open()
             for engine in opened if restart == 0 else ():
                 for case in engine.job.questions:
@@ -147,7 +147,7 @@ class Bench:
         def ask(engine: Engine) -> None:
             self._answered[case] = answers_of(case, engine)
 
-        self._tell(f"asking {opened.job.spec}", 0)
+        self._tell(f"asking {opened.job.spec}")
         opened.attempt(case, ask)
 
     def _measure(self, cases: Sequence[tuple[_Opened, Case]]) -> None:
@@ -162,15 +162,17 @@ class Bench:
             return rounds
 
         for opened, case in cases:
-            self._tell(f"warming up {case}", 1)
+            self._tell(f"warming up {case}")
             rounds = opened.attempt(case, warmed_up)
+            self._done += 1
             if rounds:
                 under_way.append((opened, rounds))
         while under_way:
             more = []
             for opened, rounds in under_way:
-                self._tell(f"measuring {rounds.case}", 1)
+                self._tell(f"measuring {rounds.case}")
                 opened.attempt(rounds.case, rounds.measure)
+                self._done += 1
                 if rounds.case in opened.job.failed:
                     continue
                 if Source.PREDICTED in opened.job.sources or rounds.complete():
@@ -179,9 +181,9 @@ class Bench:
                     more.append((opened, rounds))
             under_way = more[::-1]
 
-    def _tell(self, text: str, more: int) -> None:
-        self._done = min(self._done + more, self._total)
-        self._on_progress(text, self._done, self._total)
+    def _tell(self, text: str) -> None:
+        """What is about to begin. Rounds that are repeated were not planned."""
+        self._on_progress(text, min(self._done, self._total), self._total)
 
 
 class _Opened:

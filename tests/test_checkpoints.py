@@ -1252,7 +1252,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
 def test_the_package_ships_the_text_and_enough_of_it() -> None:
     text = Calibration().text.read_text(encoding="utf-8")
 
-    # Llama 3's tokenizer makes a token of about four letters; 32 windows of 256 are to be filled.
+    # Llama 3's tokenizer makes a token of about four letters; all windows are to be filled.
     assert len(text) / 5 > Calibration.windows * Calibration.tokens
     assert not set("@�") & set(text)
 

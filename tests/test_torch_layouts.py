@@ -28,7 +28,7 @@ from test_torch_network import CONFIG, FORMATS, LLAMA_FP8, MODELOPT_FP8, quantiz
 
 TOKENS = 6
 SLOTS = 2  # of each stage
-STAGES = {"tp1": 1, "tp2": 1, "pp2": 2, "pp4": 4, "tp2-pp2": 2}
+STAGES = {"tp1": 1, "pp2": 2, "pp4": 4, "tp2-pp2": 2}
 KINDS: dict[str, dict[str, Any]] = {
     "llama3-rope": {"rope": LLAMA3_ROPE, "seed": 1},
     "tied": {"tied": True, "seed": 2, "vocabulary": 509},

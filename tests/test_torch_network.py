@@ -555,6 +555,9 @@ def test_a_part_of_random_weights_is_that_part_of_the_whole(recipe: dict[str, An
     for run in ((0, 96), (96, 160)):
         assert torch.equal(weights.linear(down, columns=run).weight, whole.weight[:, slice(*run)])
     assert torch.equal(torch.cat([weights.head((0, 300)), weights.head((300, 512))]), weights.head(None))
+    assert not torch.equal(weights.head(None), weights.embedding())
+    tied = RandomWeights(shape_of_config({**CONFIG, "tie_word_embeddings": True}), recipe, torch.float32, CPU, 0)
+    assert torch.equal(tied.head((300, 512)), tied.embedding()[300:])
 
 
 # On a GPU. Nobody has one here, but a device of whose tensors nothing but the place is real shows what would meet there.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from networks import BF16, FP32, PROMPTS, llama, logprobs_of, scripted, served, settings
+from networks import BF16, FP32, PROMPTS, Command, llama, logprobs_of, scripted, served, settings
 from safetensors.torch import load_file, save_file
 
 from pytest_llamaperf.children import torch_llama
@@ -70,6 +71,12 @@ KILLED = [
 ]
 
 
+CONFIG = {
+    "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 160,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 512, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return llama(tmp_path_factory.mktemp("networks") / "plain", layers=2, seed=4)
@@ -79,6 +86,57 @@ def failure(job: list[dict[str, Any]]) -> tuple[str, str]:
     """(type, message) of what a job ended with."""
     type_name, message, *_ = job[-1]["failed"]
     return type_name, message
+
+
+@pytest.fixture(scope="module")
+def came_of(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What came of each command of each job; one process answers all of them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name in ("without-a-tensor", "cut-off", "with-tokenizer"):
+        shutil.copytree(checkpoint, folder / name)
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, folder / "without-a-tensor" / "model.safetensors")
+    whole = (checkpoint / "model.safetensors").read_bytes()
+    (folder / "cut-off" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    write_tokenizer(folder / "with-tokenizer" / "tokenizer.json")
+
+    def random(layout: str = "tp1", recipe: dict[str, Any] = FP32, seed: int = 7) -> Command:
+        return "load", settings(None, layout, config=CONFIG, recipe=recipe, seed=seed)
+
+    stages = settings(checkpoint, "pp2")
+    score = ("score", {"sequences": PROMPTS, "noise": 0.0})
+    generate = ("generate", {"prompts": PROMPTS, "tokens": 4, "concurrency": None})
+    jobs: dict[str, list[Command]] = {
+        "without a tensor": [("load", settings(folder / "without-a-tensor", "pp2"))],
+        "cut off": [("load", settings(folder / "cut-off", "pp2"))],
+        "gone": [("load", settings(folder / "gone", "pp2"))],
+        "too many ranks": [("load", settings(checkpoint, "pp3"))],
+        "too long": [("load", stages), ("run", {"lengths": [[60, 5]], "concurrency": None})],
+        "unknown token": [("load", stages), ("score", {"sequences": [[512]], "noise": 0.0})],
+        "unknown number": [random(recipe={**BF16, "attention": "int4-awq"})],
+        "no tokenizer": [random(), ("encode", {"texts": ["a"]})],
+        "no tokenizer to decode": [random(), ("decode", {"sequences": [[1]]})],
+        "unknown command": [random(), ("close_all", {})],
+        "seed 7": [random(), score, generate],
+        "seed 7 again": [random(), score, generate],
+        "seed 7 on two ranks": [random("tp2"), score, generate],
+        "seed 8": [random(seed=8), score, generate],
+        "tokenizer": [
+            ("load", settings(folder / "with-tokenizer")), ("encode", {"texts": ["two one", "", "three"]}),
+            ("decode", {"sequences": [[1, 2, 3], []]}),
+        ],
+    }  # fmt: skip
+    return dict(zip(jobs, served(list(jobs.values())), strict=True))
+
+
+def write_tokenizer(path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "one": 1, "two": 2, "<end>": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.add_special_tokens(["<end>"])
+    words.save(str(path))
 
 
 # Ranks that are killed.
@@ -108,42 +166,6 @@ def test_a_rank_that_is_killed_is_named_with_the_signal(
 # Ranks that fail.
 
 
-@pytest.fixture(scope="module")
-def failed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("broken")
-    for name in ("without-a-tensor", "cut-off"):
-        llama(folder / name, layers=2, seed=4)
-    tensors = load_file(folder / "without-a-tensor" / "model.safetensors")
-    del tensors["model.layers.1.mlp.down_proj.weight"]
-    save_file(tensors, folder / "without-a-tensor" / "model.safetensors")
-    whole = (folder / "cut-off" / "model.safetensors").read_bytes()
-    (folder / "cut-off" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    two_stages = {"layout": "pp2"}
-    jobs = {
-        "without a tensor": [("load", settings(folder / "without-a-tensor", **two_stages))],
-        "cut off": [("load", settings(folder / "cut-off", **two_stages))],
-        "gone": [("load", settings(folder / "gone", **two_stages))],
-        "too many ranks": [("load", settings(checkpoint, "pp3"))],
-        "too long": [
-            ("load", settings(checkpoint, **two_stages)), ("run", {"lengths": [[60, 5]], "concurrency": None})
-        ],
-        "unknown token": [
-            ("load", settings(checkpoint, **two_stages)), ("score", {"sequences": [[512]], "noise": 0.0})
-        ],
-        "unknown number": [("load", settings(None, config=CONFIG, recipe={**BF16, "attention": "int4-awq"}))],
-        "no tokenizer": [("load", settings(None, config=CONFIG)), ("encode", {"texts": ["a"]})],
-        "no tokenizer to decode": [("load", settings(None, config=CONFIG)), ("decode", {"sequences": [[1]]})],
-        "unknown command": [("load", settings(None, config=CONFIG)), ("close_all", {})],
-    }  # fmt: skip
-    return dict(zip(jobs, served(list(jobs.values())), strict=True))
-
-
-CONFIG = {
-    "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 160,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 512, "tie_word_embeddings": True,
-}  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("what", "type_name", "message"),
     [
@@ -160,17 +182,17 @@ CONFIG = {
     ],
 )
 def test_what_a_rank_raises_arrives_as_what_it_was(
-    what: str, type_name: str, message: str, failed: dict[str, list[dict[str, Any]]]
+    what: str, type_name: str, message: str, came_of: dict[str, list[dict[str, Any]]]
 ) -> None:
     """Also of the second stage, while the first waits for it."""
-    found_type, found_message = failure(failed[what])
+    found_type, found_message = failure(came_of[what])
 
     assert found_type == type_name
     assert message in found_message
 
 
-def test_the_traceback_of_a_rank_comes_along(failed: dict[str, list[dict[str, Any]]]) -> None:
-    _, _, note = failed["without a tensor"][-1]["failed"]
+def test_the_traceback_of_a_rank_comes_along(came_of: dict[str, list[dict[str, Any]]]) -> None:
+    _, _, note = came_of["without a tensor"][-1]["failed"]
 
     assert note.startswith("Traceback (most recent call last):")
     assert "weights.py" in note
@@ -227,46 +249,26 @@ def test_the_rank_that_failed_first_is_the_one_that_is_told(checkpoint: Path) ->
 # What ranks answer.
 
 
-@pytest.fixture(scope="module")
-def opened_twice() -> list[list[dict[str, Any]]]:
-    """The same seed twice, then in two ranks, then another seed."""
-    score = ("score", {"sequences": PROMPTS, "noise": 0.0})
-    generate = ("generate", {"prompts": PROMPTS, "tokens": 4, "concurrency": None})
-    return served([
-        [("load", settings(None, layout, config=CONFIG, recipe=FP32, seed=seed)), score, generate]
-        for layout, seed in (("tp1", 7), ("tp1", 7), ("tp2", 7), ("tp1", 8))
-    ])  # fmt: skip
-
-
-def test_the_same_seed_gives_the_same_answers(opened_twice: list[list[dict[str, Any]]]) -> None:
-    first, again, _, other = (job[1:] for job in opened_twice)
+def test_the_same_seed_gives_the_same_answers(came_of: dict[str, list[dict[str, Any]]]) -> None:
+    first, again, other = (came_of[job][1:] for job in ("seed 7", "seed 7 again", "seed 8"))
 
     assert first == again
     assert first != other
 
 
-def test_random_weights_are_the_same_network_in_every_layout(opened_twice: list[list[dict[str, Any]]]) -> None:
-    one, two = (logprobs_of(job[1]["result"]) for job in (opened_twice[0], opened_twice[2]))
+def test_random_weights_are_the_same_network_in_every_layout(came_of: dict[str, list[dict[str, Any]]]) -> None:
+    one, two = (logprobs_of(came_of[job][1]["result"]) for job in ("seed 7", "seed 7 on two ranks"))
 
     torch.testing.assert_close(two, one, rtol=0.0, atol=1e-5)
 
 
-def test_loading_says_what_was_loaded(opened_twice: list[list[dict[str, Any]]]) -> None:
-    assert opened_twice[0][0]["result"] == {"versions": {"torch": str(torch.__version__)}, "threads": 1}
+def test_loading_says_what_was_loaded(came_of: dict[str, list[dict[str, Any]]]) -> None:
+    assert came_of["seed 7"][0]["result"] == {"versions": {"torch": str(torch.__version__)}, "threads": 1}
+    assert set(came_of["tokenizer"][0]["result"]["versions"]) == {"torch", "safetensors"}
 
 
-def test_a_checkpoint_brings_its_tokenizer(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    made = llama(tmp_path / "network", layers=1)
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "one": 1, "two": 2, "<end>": 3}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.add_special_tokens(["<end>"])
-    words.save(str(made / "tokenizer.json"))
-    ((_, encoded, decoded),) = served([[
-        ("load", settings(made)), ("encode", {"texts": ["two one", "", "three"]}),
-        ("decode", {"sequences": [[1, 2, 3], []]}),
-    ]])  # fmt: skip
+def test_a_checkpoint_brings_its_tokenizer(came_of: dict[str, list[dict[str, Any]]]) -> None:
+    _, encoded, decoded = came_of["tokenizer"]
 
     assert encoded["result"] == [[2, 1], [], [0]]
     assert decoded["result"] == ["one two", ""]

@@ -18,7 +18,7 @@ class Calibration:
     """`windows` windows of `tokens` tokens of `text`; where it is shorter, as many as it fills."""
 
     text: Path = TEXT
-    windows: int = 32
+    windows: int = 12
     tokens: int = 256
 
     @property

@@ -158,13 +158,18 @@ def _config(model: Model) -> dict[str, Any]:
 
 
 def _fingerprint(settings: Mapping[str, Any], loaded: Mapping[str, Any], checkpoint: Checkpoint | None) -> Fingerprint:
-    """Versions and settings as the child found them; the checkpoint by its content, not by where it lies."""
-    versions = {**loaded["versions"], **({} if checkpoint is None else checkpoint.versions)}
+    """Versions and settings as the child found them; the checkpoint by its content, not by where it lies.
+
+    Who wrote the checkpoint is a setting: recipes that are compared were written by different libraries.
+    """
     kept = ("slots", "positions", "most_prompt_tokens", "device")
     effective: dict[str, str | int | float | bool] = {name: settings[name] for name in kept}
     effective["threads"] = loaded["threads"]
     effective["checkpoint"] = "random weights" if checkpoint is None else checkpoint.digest
-    return Fingerprint(versions=versions, settings=effective)
+    if checkpoint is not None and checkpoint.versions:
+        written_by = [f"{name} {version}" for name, version in sorted(checkpoint.versions.items())]
+        effective["checkpoint written by"] = ", ".join(written_by)
+    return Fingerprint(versions=loaded["versions"], settings=effective)
 
 
 def _trace(reading: Sequence[float]) -> Trace:

@@ -44,12 +44,12 @@ class ProgressBar:
         if reporter is None or capture is None or not reporter.isatty:
             return False
         terminal = reporter._tw
-        column = terminal.width_of_current_line % terminal.fullwidth  # names of tests may fill several lines
-        if terminal.width_of_current_line and not column:
-            return False  # where the cursor waits behind a full line there is no way back to
-        # Down, which makes a line where the screen ends; up again, to the column where pytest stopped.
-        shown = f"\n\x1b[K{text[: terminal.fullwidth - 1]}\x1b[A\x1b[{column + 1}G"
-        with capture.global_and_fixture_disabled():
+        with capture.global_and_fixture_disabled():  # where pytest captures, the width of the terminal is unknown
+            column = terminal.width_of_current_line % terminal.fullwidth  # names of tests may fill several lines
+            if terminal.width_of_current_line and not column:
+                return False  # where the cursor waits behind a full line there is no way back to
+            # Down, which makes a line where the screen ends; up again, to the column where pytest stopped.
+            shown = f"\n\x1b[K{text[: terminal.fullwidth - 1]}\x1b[A\x1b[{column + 1}G"
             terminal._file.write(shown)
             terminal._file.flush()
         return True
