@@ -71,7 +71,7 @@ class Listener:
     def close(self) -> None: ...
 
 
-# --- agreement -----------------------------------------------------------------------------------------------------
+# --- agreement -------------------------------------------------------------------------------------------------------
 
 
 def test_equal_answers_agree_in_everything() -> None:
@@ -142,7 +142,7 @@ def test_agreement_is_told_in_percent_and_nats() -> None:
     )
 
 
-# --- questions -----------------------------------------------------------------------------------------------------
+# --- questions -------------------------------------------------------------------------------------------------------
 
 
 def test_an_engine_gets_the_fixed_texts_twice_in_a_batch_and_some_alone_and_scores_with_and_without_noise() -> None:
@@ -197,7 +197,7 @@ def test_an_engine_without_answers_is_an_error_that_names_the_case() -> None:
         answers_of(CASE, Mute())
 
 
-# --- in a session --------------------------------------------------------------------------------------------------
+# --- in a session ----------------------------------------------------------------------------------------------------
 
 SUITE = """
 import pytest
@@ -237,6 +237,25 @@ def test_answers_are_asked_once_of_each_engine_and_need_no_promise(pytester: pyt
     assert sum(line.startswith("generate") for line in lines) == 3 * 3
 
 
+def test_an_engine_that_is_measured_as_well_is_asked_at_its_first_restart_only(
+    pytester: pytest.Pytester, session: Session
+) -> None:
+    suite = (
+        SUITE
+        + """
+@pytest.mark.cases(model="smollm2-135m", hardware="cpu", recipe="bf16", layout="tp1", workload="min-latency-16-8")
+def test_speed(case, measure):
+    measure(case)
+"""
+    )
+
+    session("--restarts=3", "--rounds=1", suite=suite).assert_outcomes(passed=3)
+
+    lines = [line for line in (pytester.path / "engines.log").read_text().splitlines() if line.endswith("/tp1")]
+    assert lines.count("open bf16/tp1") == 3
+    assert lines.count("generate bf16/tp1") == 3  # twice in a batch, once alone
+
+
 def test_an_engine_that_cannot_be_asked_fails_the_test_that_asks(session: Session) -> None:
     mute = fake_engine(every=[100.0]).replace("def score", "def no_score")
 
@@ -257,9 +276,7 @@ def test_measuring_a_case_about_answers_is_a_usage_error_that_names_the_test(ses
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        [
-            "ERROR: *::test_same[[]*tp2/answers[]]: cpu/*/answers: is about answers (answers), which have no speed to measure"
-        ]
+        ["ERROR: *::test_same[[]*tp2/answers[]]: cpu/*/answers: is about answers (answers), which have no speed *"]
     )
 
 

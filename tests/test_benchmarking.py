@@ -206,13 +206,14 @@ def test_speed(case, measure, benchmark):
     assert all(each["stats"]["min"] < 0.3 and not each["extra_info"] for each in found.values())
 
 
-@pytest.mark.parametrize("place", ["pytestmark = [pytest.mark.benchmark(group='llamas')]", None])
-def test_a_group_of_the_suites_choice_is_kept(benchmarks: Callable[..., dict[str, Any]], place: str | None) -> None:
-    nearest = "" if place else "@pytest.mark.benchmark(group='llamas')"
-    suite = f"""{TOP}{place or ""}{nearest}{MARKER if place else MARKER.lstrip()}
+@pytest.mark.parametrize("place", ["module", "test"])
+def test_a_group_of_the_suites_choice_is_kept(benchmarks: Callable[..., dict[str, Any]], place: str) -> None:
+    group = "pytest.mark.benchmark(group='llamas')"
+    suite = f"""{TOP}
+{f"pytestmark = {group}" if place == "module" else f"@{group}"}{MARKER}
 def test_speed(case, measure):
     measure(case)
-""".replace("OUTPUT_THROUGHPUT\n@", "OUTPUT_THROUGHPUT\n\n@").replace("')@", "')\n@")
+"""
 
     found = benchmarks(suite=suite)
 

@@ -186,7 +186,11 @@ def progress_lines(seen: Seen) -> list[str]:
         ((), 4, 60),  # where the line below the dots is made by scrolling
         (("-v",), 24, 80),  # where names of tests take more than a line
         (("-v", "--color=yes"), 6, 40),
-        (("-v",), 24, len("test_a.py::test_speed[cpu/torch/smollm2-135m/bf16/tp1/min-latency-16-8] ")),  # a line exactly
+        (
+            ("-v",),
+            24,
+            len("test_a.py::test_speed[cpu/torch/smollm2-135m/bf16/tp1/min-latency-16-8] "),
+        ),  # a line exactly
     ],
 )
 def test_it_is_below_what_pytest_writes_and_leaves_no_trace(

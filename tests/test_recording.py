@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pytest_llamaperf import recording
 from pytest_llamaperf.baselines import Baseline, BaselineBook, read_baselines
 from pytest_llamaperf.cases import Case
-from pytest_llamaperf.catalog import case_of_key
+from pytest_llamaperf.catalog import case_of_key, model_named
 from pytest_llamaperf.errors import DocumentError
 from pytest_llamaperf.hardware import Machine, find_machine
 from pytest_llamaperf.measurements import Fingerprint, Source, summarize_values
@@ -66,7 +66,7 @@ def tolerance(folder: Path, *verdicts: Verdict, hardware: str = "cpu") -> float:
     return found.tolerance
 
 
-# --- what is written -----------------------------------------------------------------------------------------------
+# --- what is written -------------------------------------------------------------------------------------------------
 
 
 def test_a_measured_value_becomes_a_promise_for_this_machine_that_says_how_it_was_measured(tmp_path: Path) -> None:
@@ -151,8 +151,6 @@ def test_a_checkpoint_known_by_its_path_alone_is_not_written(tmp_path: Path) -> 
     }  # fmt: skip
     (tmp_path / "tiny" / "config.json").write_text(str(config).replace("'", '"'))
     unnamed = verdict(100.0, 101.0)
-    from pytest_llamaperf.catalog import model_named
-
     by_path = Case("cpu", "torch", model_named(str(tmp_path / "tiny")), unnamed.case.recipe, unnamed.case.layout,
                    unnamed.case.work)  # fmt: skip
     folder = tmp_path / "baselines"
@@ -232,7 +230,7 @@ def test_a_published_promise_has_no_place_among_those_of_one_machine(tmp_path: P
         read_baselines(tmp_path, "cpu", MACHINE.slug)
 
 
-# --- how tolerant ------------------------------------------------------------------------------------------------------
+# --- how tolerant ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -259,7 +257,7 @@ def test_tolerance_is_four_standard_deviations_rounded_up_to_a_percent(tmp_path:
 
 
 def test_a_quiet_case_is_as_tolerant_as_all_cases_together_are_noisy(tmp_path: Path) -> None:
-    # Relative variances 0 and 0.0256 of two degrees of freedom each: 0.0128 together, a deviation of 11.3 %, four 45.3 %.
+    # Relative variances 0 and 0.0256, of two degrees of freedom each: 0.0128 together, a deviation of 11.3 %.
     quiet, noisy = verdict(100.0, 100.0, 100.0), verdict(42.0, 50.0, 58.0, key=OTHER)
 
     assert tolerance(tmp_path, quiet, noisy) == 0.46
@@ -300,7 +298,7 @@ def test_whatever_was_measured_keeps_the_promise_it_becomes(values: list[float])
     assert round(tolerated * 100) == pytest.approx(tolerated * 100)
 
 
-# --- whole sessions ----------------------------------------------------------------------------------------------------
+# --- whole sessions --------------------------------------------------------------------------------------------------
 
 SUITE = """
 import pytest

@@ -221,29 +221,51 @@ def test_an_exception_keeps_its_name_whatever_it_was(type_name: str, kind: type)
 
 # The first in trouble. Ranks that cannot go on because of another one must not speak for it.
 
-RACE = """
-import ctypes, json, sys, threading
+FIRST = """
+import ctypes, json, multiprocessing, os, signal, sys, time
 from pytest_llamaperf.children import torch_llama
 
-driver = torch_llama.open_driver(lambda text, done=0, total=None: None)
-driver.handle("load", json.loads(sys.argv[1]))
-# The rank of the second stage fails at once, the first one later, when it waits for the second: both before the parent looks.
-(_, first), (_, second) = driver._ranks
-first.send(("generate", {"prompts": [[1]], "tokens": 50, "concurrency": None}))
-second.send(("generate", {"prompts": [[999]], "tokens": 50, "concurrency": None}))
-ctypes.PyDLL(None).usleep(1_500_000)
-try:
-    driver._answers()
-except Exception as problem:
-    print(json.dumps([type(problem).__name__, str(problem)]))
-driver.close()
+def raised(driver):
+    try:
+        driver._answers()
+    except Exception as problem:
+        driver.close()
+        return [type(problem).__name__, str(problem)]
+
+def opened():
+    return torch_llama.open_driver(lambda text, done=0, total=None: None)
+
+# The second stage fails at once and the first when it waits for the second, both before the parent looks.
+failing = opened()
+failing.handle("load", json.load(sys.stdin))
+for (_, connection), token in zip(failing._ranks, (1, 999), strict=True):
+    connection.send(("generate", {"prompts": [[token]], "tokens": 50, "concurrency": None}))
+ctypes.PyDLL(None).usleep(1_000_000)  # with the interpreter's lock held
+
+# And ranks that are nothing but what they say at the end: one tells that it lost the other before that one is dead.
+def losing(connection):
+    connection.send(("failed", (time.monotonic(), "RuntimeError", "lost rank 1", "")))
+
+def dying(connection):
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+dead, fork = opened(), multiprocessing.get_context("fork")
+for end in (losing, dying):
+    ours, theirs = fork.Pipe()
+    dead._ranks.append((fork.Process(target=end, args=(theirs,)), ours))
+    dead._ranks[-1][0].start()
+    theirs.close()
+
+print(json.dumps([raised(failing), raised(dead)]))
 """
 
 
 def test_the_rank_that_failed_first_is_the_one_that_is_told(checkpoint: Path) -> None:
-    type_name, message = json.loads(scripted(RACE, "", json.dumps(settings(checkpoint, "pp2"))))
+    failed, died = json.loads(scripted(FIRST, json.dumps(settings(checkpoint, "pp2"))))
 
-    assert (type_name, message) == ("ValueError", "sequence 0 has a token outside the vocabulary of 512")
+    assert failed == ["ValueError", "sequence 0 has a token outside the vocabulary of 512"]
+    assert died == ["ChildProcessError", "rank 1 of 2 died by signal 9 (SIGKILL)"]
 
 
 # What ranks answer.
