@@ -27,7 +27,7 @@ OUT_OF_MEMORY = [
     ("OSError", "[Errno 12] Cannot allocate memory"),
 ]
 DISK_FULL = [
-    ("OSError", "[Errno 28] No space left on device: '/root/.cache/x'"),
+    ("OSError", "[Errno 28] No space left on device: '/cache/x'"),
     ("SafetensorError", "Error while serializing: I/O error: No space left on device (os error 28)"),
     ("RuntimeError", "unable to write to file </torch_3_1>: No space left on device (28)"),
     ("OSError", "[Errno 122] Disk quota exceeded"),
