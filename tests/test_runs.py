@@ -50,6 +50,7 @@ def test_a_run_is_read_back_as_it_was_written() -> None:
             "reason": "",
             "case": None,
             "attempts": 0,
+            "measures": False,
         },
         {
             "nodeid": "suites/test_a.py::test_c",
@@ -58,6 +59,7 @@ def test_a_run_is_read_back_as_it_was_written() -> None:
             "reason": "slower",
             "case": None,
             "attempts": 0,
+            "measures": False,
         },
     ]
     assert document["decision"] == {"releasable": False, "reasons": ["regression: a case"]}
