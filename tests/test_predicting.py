@@ -531,7 +531,7 @@ def test_accuracy_cannot_be_predicted() -> None:
 def test_a_cpu_has_no_operator_times() -> None:
     case = case_of_key("cpu", "tensorrt-llm/llama-3.1-8b/bf16/tp1/min-latency-128-128")
 
-    for ask in (predict, default_limits, memory_of):
+    for ask in (predict, memory_of):
         with pytest.raises(UsageError, match=r"unknown GPU 'cpu'.*known: b200, h100, h200"):
             ask(case)
 

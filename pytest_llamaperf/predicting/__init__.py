@@ -78,6 +78,7 @@ def predict(
     than there is, EngineError where operator times are missing.
     """
     workload = _workload(case)
+    gpu_named(case.hardware)  # limits can be chosen for a CPU, operator times cannot
     deployment = _deployment(case)
     lengths = request_lengths(workload)
     limits = limits or default_limits(case)
