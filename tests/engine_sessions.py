@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -142,7 +141,10 @@ def tiny_checkpoint(base: pytest.TempPathFactory) -> Path:
 
 
 class Folder:
-    """A project to run pytest in. TMPDIR and the cache of checkpoints are its own."""
+    """A project to run pytest in. TMPDIR and the cache of checkpoints are its own.
+
+    Of plugins only this one is loaded: most of the time of a short session goes into loading others.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -163,9 +165,10 @@ class Folder:
         environment = {name: value for name, value in os.environ.items() if name not in taken_away} | {
             "TMPDIR": str(self.path / "tmp"), "LLAMAPERF_CACHE": str(self.path / "cache"), "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1", OURS: str(self.path),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         }  # fmt: skip
         given = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, **popen}
-        command = [sys.executable, "-m", "pytest", "-W", "error", "-p", "no:cacheprovider", *options]
+        command = [sys.executable, "-m", "pytest", "-W", "error", "-p", "llamaperf", "-p", "no:cacheprovider", *options]
         return subprocess.Popen(command, cwd=self.path, env=environment, text=True, **given)
 
     def run(self, *options: str) -> pytest.RunResult:
@@ -185,10 +188,6 @@ class Folder:
         document: dict[str, Any] = json.loads((self.path / folder / "run.json").read_text())
         return document
 
-    def outcomes(self) -> dict[str, str]:
-        """Of the tests in run.json, by what stands between the brackets, or by the test's name."""
-        return {short(test["nodeid"]): test["outcome"] for test in self.run_json()["tests"]}
-
     def words(self, file: str = "engines.log") -> list[str]:
         path = self.path / file
         return path.read_text().splitlines() if path.exists() else []
@@ -207,7 +206,7 @@ class Folder:
         return {
             "processes": [" ".join(_command(process)) for process in self.processes()],
             "files": sorted(path.name for path in (self.path / "tmp").iterdir()),
-            "shared memory": sorted(_shared_memory() - self._shared_memory),
+            "shared memory": [name for name in sorted(_shared_memory() - self._shared_memory) if not _is_mapped(name)],
         }
 
     def _is_ours(self, process: psutil.Process) -> bool:
@@ -235,16 +234,21 @@ def wait_for(condition: Callable[[], object], patience: float = PATIENCE) -> Any
     return found
 
 
-def interrupt(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGINT)
-
-
 def _command(process: psutil.Process) -> list[str]:
     try:
         found: list[str] = process.cmdline()
     except psutil.Error:
         return ["ended meanwhile"]
     return found
+
+
+def _is_mapped(name: str) -> bool:
+    """Whether a living process, of whatever session, still uses a file of shared memory."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            if f"/dev/shm/{name}" in maps.read_text():
+                return True
+    return False
 
 
 def _shared_memory() -> set[str]:

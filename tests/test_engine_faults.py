@@ -23,7 +23,7 @@ from engine_sessions import PATIENCE, Folder, tiny_checkpoint, wait_for
 
 pytest_plugins = ["pytester"]
 
-LOAD, RUN, CLOSE = 8.0, 4.0, 3.0  # seconds
+LOAD, RUN, CLOSE = 5.0, 3.0, 2.0  # seconds
 DEADLINES = f"llamaperf_deadlines = load={LOAD:g} run={RUN:g} close={CLOSE:g}"
 ENDING = 8.0  # seconds for ending processes and for a new engine, on a machine that does other things too
 

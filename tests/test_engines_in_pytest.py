@@ -1,6 +1,6 @@
 """The reference engine in whole pytest sessions: a checkpoint by its path, ranks in processes, verdicts, files.
 
-One session serves most tests here, a second one is shuffled and runs a part of the suite.
+One session serves most tests here; a second one runs another part of the suite, shuffled.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def folder_with(path: Path, checkpoint: Path, conftest: str = COUNTING) -> Folde
 class Session:
     def __init__(self, folder: Folder, *options: str) -> None:
         self.folder = folder
-        self.result = folder.run("--gpu=cpu", f"--restarts={RESTARTS}", f"--rounds={ROUNDS}", "--results=out", *options)
+        self.result = folder.run("--gpu=cpu", f"--rounds={ROUNDS}", "--results=out", *options)
 
     @property
     def opened(self) -> Counter[str]:
@@ -93,37 +93,33 @@ class Session:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """Everything, in the order written."""
+    """What is measured, and what is asked of the same engines, in the order written."""
     folder = folder_with(tmp_path_factory.mktemp("whole"), tiny_checkpoint(tmp_path_factory))
-    return Session(folder, "-rs", "--record", "--benchmark-json=benchmarks.json")
+    benchmarks = ("-p", "benchmark", "--benchmark-json=benchmarks.json")
+    selection = ("-k", "not by_hand and not same_answers")
+    return Session(folder, "-rs", f"--restarts={RESTARTS}", "--record", *benchmarks, *selection)
 
 
 @pytest.fixture(scope="module")
 def part(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """What is about two ranks of tensor parallelism, in another order."""
+    """What is about two ranks of tensor parallelism, and an engine by hand, in another order, without restarts."""
     path = tmp_path_factory.mktemp("part")
     folder = folder_with(path, tiny_checkpoint(tmp_path_factory), f"SEED = 3\n{COUNTING}{SHUFFLING}")
-    return Session(folder, "-v", "-k", "tp2 and bf16 or by_hand")
+    return Session(folder, "-v", "--restarts=1", "-k", "tp2 or by_hand")
 
 
 # --- one session with everything -------------------------------------------------------------------------------------
 
 
 def test_measured_values_without_promises_skip_and_answers_pass(whole: Session) -> None:
-    whole.result.assert_outcomes(skipped=6, passed=4)
+    whole.result.assert_outcomes(skipped=6, passed=2, deselected=2)
 
     assert whole.result.ret == 0
     assert whole.result.stdout.str().count("error, not a regression") == 0
 
 
-def test_every_engine_is_opened_once_a_restart_and_the_asked_ones_once(whole: Session) -> None:
-    assert whole.opened == {
-        "bf16/tp1": RESTARTS + 1,  # the fixture `engine` opens one of its own
-        "bf16/tp2": RESTARTS,
-        "bf16/pp2": RESTARTS,
-        "fp32/tp1": 1,
-        "fp32/tp2": 1,
-    }
+def test_every_engine_is_opened_once_a_restart(whole: Session) -> None:
+    assert whole.opened == {"bf16/tp1": RESTARTS, "bf16/tp2": RESTARTS, "bf16/pp2": RESTARTS}
 
 
 def test_results_hold_a_value_for_every_restart_and_where_it_came_from(whole: Session) -> None:
@@ -197,11 +193,17 @@ def test_nothing_is_left_of_a_session(whole: Session) -> None:
 
 
 def test_a_part_in_another_order_opens_what_it_needs_as_often(part: Session) -> None:
-    part.result.assert_outcomes(skipped=2, passed=2, deselected=6)
+    part.result.assert_outcomes(skipped=2, passed=3, deselected=5)
 
     order = [short(line.partition(" ")[0]) for line in part.result.outlines if re.match(r"test_tiny\.py::\S+ \w", line)]
-    assert order != sorted(order, key=["test_speed", "test_ratio", "test_again", "test_by_hand"].index)
-    assert part.opened == {"bf16/tp2": RESTARTS, "bf16/tp1": RESTARTS + 1}
+    assert len(order) == 5
+    assert order != ["test_speed", "test_ratio", "test_again", "test_same_answers", "test_by_hand"]
+    assert part.opened == {
+        "bf16/tp2": 1,
+        "bf16/tp1": 1 + 1,  # the fixture `engine` opens one of its own
+        "fp32/tp2": 1,
+        "fp32/tp1": 1,
+    }
 
 
 def test_nothing_is_left_of_a_part_either(part: Session) -> None:
@@ -209,7 +211,7 @@ def test_nothing_is_left_of_a_part_either(part: Session) -> None:
 
 
 def test_a_real_engine_of_random_weights_is_recorded_and_judged_by_it(tmp_path: Path) -> None:
-    """What it comes to depends on who else is at work; that it is judged does not."""
+    """What it comes to depends on who else is at work; that it is judged, if never conclusively, does not."""
     folder = Folder(tmp_path)
     folder.write(
         test_random="""
@@ -223,16 +225,16 @@ def test_speed(case, measure, baseline):
     baseline.check(measure(case), OUTPUT_THROUGHPUT)
 """
     )
-    options = ("--gpu=cpu", "--restarts=2", "--rounds=1", "--results=out")
+    options = ("--gpu=cpu", "--rounds=1", "--results=out")
 
-    folder.run(*options, "--record").assert_outcomes(skipped=1)
-    folder.run(*options)
+    folder.run(*options, "--restarts=2", "--record").assert_outcomes(skipped=1)
+    folder.run(*options, "--restarts=1").assert_outcomes(skipped=1)
 
     (promise,) = read_baselines(folder.path / "baselines", "cpu", find_machine().slug)
     assert promise.case.key == f"torch/smollm2-135m@random@layers=1/bf16/tp1/{LATENCY}"
     assert promise.recorded["version"] == re.sub(r"\s", "", promise.recorded["version"]) != "unknown"
     (found,) = folder.run_json()["results"]
-    assert found["outcome"] in ("pass", "inconclusive", "regression")
+    assert found["outcome"] == "inconclusive"
     assert found["baseline"]["value"] == promise.value
     assert found["fingerprint"]["settings"]["checkpoint"] == "random weights"
     assert folder.left_over() == {}

@@ -32,6 +32,11 @@ class ProgressBar:
     def pytest_runtest_logreport(self) -> None:
         self.clear()
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """A test that was interrupted has not ended."""
+        self.clear()
+
     def clear(self) -> None:
         if self._shown:
             self._below("")
