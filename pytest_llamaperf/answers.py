@@ -45,7 +45,7 @@ TEXTS = (
         "bake it in a hot oven until the crust is brown and sounds hollow when you knock on it."
     ),
 )
-TOKENS = 16  # of each continuation
+TOKENS = 8  # of each continuation
 ALONE = 2  # prompts that are also continued by themselves
 # Relative, on embeddings: a quarter of a rounding step of BF16. What the spread of a chaotic format is measured with.
 NOISE = 2**-10
