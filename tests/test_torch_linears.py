@@ -20,6 +20,7 @@ from pytest_llamaperf.children.torch_llama.linears import (
     Plain,
     SideBySide,
     joined,
+    laid_out,
     unpacked_int4,
 )
 
@@ -253,6 +254,21 @@ def test_layers_of_different_sizes_keep_the_scale_of_each() -> None:
     key = Fp8Tensor(key.weight[:16], key.weight_scale, key.input_scale)
 
     same(joined([query, key, key]), [query, key, key], torch.float32)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 130])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_order_of_a_weight_in_memory_changes_no_bit(dtype: torch.dtype, tokens: int) -> None:
+    x = normal(1, tokens, INS, dtype=dtype)
+    for layer in (
+        Plain(normal(OUTS, INS, dtype=dtype)),
+        fp8_tensor(1, dtype),
+        fp8_row(1, dtype),
+        int8_smooth(1, dtype, smoothing=even(dtype=dtype)),
+        int4(1, dtype),
+        SideBySide((fp8_tensor(1, dtype), fp8_row(2, dtype))),
+    ):
+        assert torch.equal(laid_out(layer)(x), layer(x))
 
 
 # Four bits.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from .cut import Cut
 from .kv_cache import KvCache
-from .linears import Linear, joined
+from .linears import Linear, blocked, joined, laid_out, product
 from .rotary import Rotary, rotated
 from .weights import Weights
 
@@ -56,7 +56,7 @@ class Network:
         if cut.first:
             self._embedding = weights.embedding()
         if cut.last:
-            self._head = weights.head(cut.vocabulary)
+            self._head = blocked(weights.head(cut.vocabulary))
             self._norm = weights.norm("model.norm")
         scales = [weights.kv_scales(number) for number in range(*cut.layers)]
         self._rotary = Rotary(shape, positions, device, dtype)
@@ -126,7 +126,7 @@ class Network:
 
     def _scores(self, x: torch.Tensor) -> torch.Tensor:
         """This rank's rows of the vocabulary, [N, rows], in FP32."""
-        return F.linear(self._normed(x, self._norm), self._head).float()
+        return product(self._normed(x, self._norm), self._head).float()
 
     def _through(
         self,
@@ -172,20 +172,24 @@ def _layer(weights: Weights, cut: Cut, number: int) -> Layer:
     kv = (cut.kv_heads[0] * size, cut.kv_heads[1] * size)
     return Layer(
         weights.norm(f"{name}.input_layernorm"),
-        joined(
-            [
-                weights.linear(f"{name}.self_attn.q_proj", rows=heads),
-                weights.linear(f"{name}.self_attn.k_proj", rows=kv),
-                weights.linear(f"{name}.self_attn.v_proj", rows=kv),
-            ]
+        laid_out(
+            joined(
+                [
+                    weights.linear(f"{name}.self_attn.q_proj", rows=heads),
+                    weights.linear(f"{name}.self_attn.k_proj", rows=kv),
+                    weights.linear(f"{name}.self_attn.v_proj", rows=kv),
+                ]
+            )
         ),
-        weights.linear(f"{name}.self_attn.o_proj", columns=heads),
+        laid_out(weights.linear(f"{name}.self_attn.o_proj", columns=heads)),
         weights.norm(f"{name}.post_attention_layernorm"),
-        joined(
-            [
-                weights.linear(f"{name}.mlp.gate_proj", rows=cut.feed_forward),
-                weights.linear(f"{name}.mlp.up_proj", rows=cut.feed_forward),
-            ]
+        laid_out(
+            joined(
+                [
+                    weights.linear(f"{name}.mlp.gate_proj", rows=cut.feed_forward),
+                    weights.linear(f"{name}.mlp.up_proj", rows=cut.feed_forward),
+                ]
+            )
         ),
-        weights.linear(f"{name}.mlp.down_proj", columns=cut.feed_forward),
+        laid_out(weights.linear(f"{name}.mlp.down_proj", columns=cut.feed_forward)),
     )
