@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,17 +10,36 @@ from pathlib import Path
 import pytest
 
 from pytest_llamaperf.engines import Surroundings
+from pytest_llamaperf.hosting.failures import EngineFailure
 from pytest_llamaperf.reporting.progress import ProgressBar
 from pytest_llamaperf.settings import Settings
 
 
 def surroundings_of(config: pytest.Config, settings: Settings) -> Surroundings:
-    """Logs are kept with the results, where any are wanted; else they are gone with the session."""
+    """Logs are kept with the results, where any are wanted; else only those of a session in which an engine failed."""
     bar = ProgressBar(config)
     config.pluginmanager.register(bar, "llamaperf-progress")
     if settings.results is not None:
         logs = settings.results / "engines"
     else:
-        logs = Path(tempfile.gettempdir()) / f"llamaperf-engines-{id(config):x}"
-        config.add_cleanup(lambda: shutil.rmtree(logs, ignore_errors=True))
+        logs = Path(tempfile.gettempdir()) / f"llamaperf-engines-{os.getpid()}-{id(config):x}"
+        temporary = _TemporaryLogs(logs)
+        config.pluginmanager.register(temporary, "llamaperf-logs")
+        config.add_cleanup(temporary.remove)
     return Surroundings(settings.deadlines, logs, bar.show)
+
+
+class _TemporaryLogs:
+    """Logs that nobody was told about are gone with the session."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._mentioned = False
+
+    def pytest_exception_interact(self, call: pytest.CallInfo[object]) -> None:
+        if call.excinfo and isinstance(call.excinfo.value, EngineFailure) and call.excinfo.value.log:
+            self._mentioned = True
+
+    def remove(self) -> None:
+        if not self._mentioned:
+            shutil.rmtree(self._folder, ignore_errors=True)

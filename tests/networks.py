@@ -142,9 +142,12 @@ def settings(checkpoint: Path | None, layout: str = "tp1", **changes: Any) -> di
     }  # fmt: skip
 
 
-def served(jobs: Sequence[Sequence[Command]]) -> list[list[dict[str, Any]]]:
-    """For each job what came of its commands: {"result": ...}, or at last {"failed": [type, message, *notes]}."""
-    return json.loads(scripted(SERVER, json.dumps(jobs)))
+def served(jobs: Sequence[Sequence[Command]], before: str = "") -> list[list[dict[str, Any]]]:
+    """For each job what came of its commands: {"result": ...}, or at last {"failed": [type, message, *notes]}.
+
+    `before` is a program that is run first.
+    """
+    return json.loads(scripted(before + SERVER, json.dumps(jobs)))
 
 
 def scripted(program: str, text: str = "", *arguments: str) -> str:

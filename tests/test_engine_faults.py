@@ -231,6 +231,21 @@ def test_nothing_is_left_of_faulty_engines(faulty: tuple[Folder, pytest.RunResul
     assert faulty[0].left_over() == {}
 
 
+def test_a_log_that_a_failure_speaks_of_is_there_afterwards(tmp_path: Path) -> None:
+    """Without --results as well; other logs are gone with the session."""
+    folder = Folder(tmp_path)
+    folder.write(conftest=CONFTEST, driver=DRIVER, test_faults=SUITE + suite_of("healthy", 1) + suite_of("raises", 16))
+    folder.ini(DEADLINES)
+
+    def logs(*options: str) -> tuple[str, list[Path]]:
+        told = str(folder.run("--gpu=cpu", "--restarts=1", "--rounds=1", *options).stdout)
+        return told, list((tmp_path / "tmp").glob("llamaperf-engines-*/*"))
+
+    assert logs("-k", "healthy")[1] == []
+    told, kept = logs()
+    assert any(path.name in told and "do not fit" in path.read_text() for path in kept)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

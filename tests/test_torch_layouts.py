@@ -260,3 +260,37 @@ def test_few_requests_are_spread_over_the_stages(layout: str, traces: dict[tuple
     first, second, third, *_ = traces[layout, "three in flight"]
     assert (first[1] < second[1]) == (STAGES[layout] == 4)
     assert second[1] < third[1]
+
+
+# Every layer takes a nap, which needs no processor: what two stages do at once then takes as long as one of them.
+NAPPING = """
+import time
+from pytest_llamaperf.children.torch_llama.network import Network
+
+through = Network._through
+
+def napping(network, *arguments):
+    time.sleep(0.01 * len(network._layers))
+    return through(network, *arguments)
+
+Network._through = napping
+"""
+
+
+def test_stages_work_on_different_groups_at_the_same_time(
+    networks: dict[str, tuple[Path, Any, list[list[int]]]],
+) -> None:
+    """Four requests of eight tokens in four slots: one rank naps through eight steps of all layers. Two stages make
+    sixteen steps of half the layers each; one after the other that were sixteen halves twice, and at the same time once.
+    """
+    path = networks["llama3-rope"][0]
+    run = ("run", {"lengths": [(4, 8)] * 4, "concurrency": None})
+    jobs = [[("load", settings(path, "pp2", slots=2)), run, run], [("load", settings(path, "tp1", slots=4)), run, run]]
+
+    stages, alone = (
+        max(last for _, _, last, *_ in results(job)[-1]["traces"])
+        - min(submitted for submitted, *_ in results(job)[-1]["traces"])
+        for job in served(jobs, before=NAPPING)
+    )
+
+    assert stages < 1.5 * alone  # two times where stages wait for each other
