@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pytest_llamaperf.engines import Surroundings
-from pytest_llamaperf.hosting.failures import EngineFailure
 from pytest_llamaperf.reporting.progress import ProgressBar
 from pytest_llamaperf.settings import Settings
 
@@ -30,15 +29,14 @@ def surroundings_of(config: pytest.Config, settings: Settings) -> Surroundings:
 
 
 class _TemporaryLogs:
-    """Logs that nobody was told about are gone with the session."""
+    """Logs are gone with the session, unless a failure says where they are."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._mentioned = False
 
-    def pytest_exception_interact(self, call: pytest.CallInfo[object]) -> None:
-        if call.excinfo and isinstance(call.excinfo.value, EngineFailure) and call.excinfo.value.log:
-            self._mentioned = True
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._mentioned = self._mentioned or (report.failed and self._folder.name in report.longreprtext)
 
     def remove(self) -> None:
         if not self._mentioned:

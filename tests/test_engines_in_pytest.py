@@ -48,7 +48,7 @@ def test_ratio(case, other, measure, baseline):
 def test_again(case, answers):
     found = answers(case)
     assert found.again == found.together
-    assert {len(tokens) for tokens in found.together} == {16}
+    assert {len(tokens) for tokens in found.together} == {8}
 
 @pytest.mark.cases(**TINY, recipe="fp32", layout="tp2", task="answers")
 @pytest.mark.versus(layout="tp1")
