@@ -198,7 +198,7 @@ def test_a_fault_is_named_on_its_test_in_time_and_harms_no_other(
         case = f"cpu/torch/smollm2-135m@random@layers={layers}/bf16/tp1/min-latency-16-8"
         assert result["case"]["id"] == case
         assert result["message"].removeprefix(f"{case}: ").startswith(message)
-        assert test["reason"].endswith(case)
+        assert test["reason"].startswith(f"error, not a regression: {message.removeprefix(f'{case}: ')}")
     assert test["duration"] < seconds + ENDING
 
 

@@ -223,14 +223,14 @@ def _versions() -> dict[str, str]:
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """The first line a person would read of why it did not pass."""
+    """The first line a person would read of why it did not pass, after the name of the case, which they know."""
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
-        return _first_line(crash.message)
-    if isinstance(report.longrepr, tuple):
-        return _first_line(str(report.longrepr[2]).removeprefix("Skipped: "))
-    return _first_line(report.longreprtext)
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]
+        text = str(crash.message).removeprefix("Failed: ")
+    elif isinstance(report.longrepr, tuple):
+        text = str(report.longrepr[2]).removeprefix("Skipped: ")
+    else:
+        text = report.longreprtext
+    lines = text.strip().splitlines() or [""]
+    known = case_of_report(report) if isinstance(report, pytest.TestReport) else None
+    return lines[1].strip() if lines[0] == known and len(lines) > 1 else lines[0]
