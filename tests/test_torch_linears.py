@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import product
 
+from pytest_llamaperf.children.torch_llama import linears
 from pytest_llamaperf.children.torch_llama.linears import (
     Fp8Row,
     Fp8Tensor,
@@ -19,6 +20,7 @@ from pytest_llamaperf.children.torch_llama.linears import (
     Linear,
     Plain,
     SideBySide,
+    blocked,
     joined,
     laid_out,
     unpacked_int4,
@@ -269,6 +271,27 @@ def test_the_order_of_a_weight_in_memory_changes_no_bit(dtype: torch.dtype, toke
         SideBySide((fp8_tensor(1, dtype), fp8_row(2, dtype))),
     ):
         assert torch.equal(laid_out(layer)(x), layer(x))
+
+
+KNOWS_BF16 = pytest.mark.skipif(not linears._ONEDNN, reason="this processor, or this torch, has no oneDNN for BF16")
+
+
+@KNOWS_BF16
+def test_bf16_weights_are_reordered_in_every_part_and_no_others() -> None:
+    weight = normal(OUTS, INS, dtype=torch.bfloat16)
+    both = laid_out(SideBySide((Plain(weight), int4(1, torch.bfloat16))))
+
+    assert isinstance(both, SideBySide)
+    assert [part.weight.is_mkldnn for part in both.layers if isinstance(part, Plain | Int4Awq)] == [True, True]
+    assert blocked(weight.float()).is_mkldnn is False
+    assert blocked(weight.to(E4M3)).is_mkldnn is False
+
+
+def test_a_torch_without_that_order_leaves_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linears, "_ONEDNN", False)
+    weight = normal(OUTS, INS, dtype=torch.bfloat16)
+
+    assert blocked(weight) is weight
 
 
 # Four bits.

@@ -161,8 +161,8 @@ def laid_out(layer: Linear) -> Linear:
 def blocked(weight: torch.Tensor) -> torch.Tensor:
     """A BF16 weight [out, in] on a CPU in oneDNN's own order, which `product` takes; others as they are.
 
-    The same numbers to the bit, and 1.2 to 1.5 times as fast for up to 16 tokens: F.linear brings a weight into that
-    order anew at every call. It is what torch.compile does with weights that never change.
+    Products are the same to the bit and sooner done, for few tokens above all (benchmarks/engine/weights.py): F.linear
+    brings a weight into that order anew at every call. torch.compile does it to weights that never change.
     """
     if weight.device.type != "cpu" or weight.dtype is not torch.bfloat16 or not _ONEDNN:
         return weight
