@@ -30,6 +30,7 @@ from networks import (
 )
 from safetensors.torch import load_file, save_file
 
+from pytest_llamaperf.children.torch_llama import linears
 from pytest_llamaperf.children.torch_llama.cut import cut_for
 from pytest_llamaperf.children.torch_llama.network import Network
 from pytest_llamaperf.children.torch_llama.rank import Rank, Settings
@@ -87,6 +88,17 @@ def test_scores_and_answers_are_those_of_transformers(kind: str, checkpoint: Cal
         expected, best = expected_scores(network, sequence)
         assert logprobs == pytest.approx(expected, abs=1e-4)
         assert likely == best
+
+
+@pytest.mark.skipif(not linears._ONEDNN, reason="this processor, or this torch, has no oneDNN for BF16")
+def test_every_weight_of_a_bf16_network_lies_as_onednn_reads_it(checkpoint: Callable[[str], Path]) -> None:
+    network = opened(checkpoint("llama3-rope"), recipe=BF16)._stage.network
+
+    parts = [
+        part for layer in network._layers for part in (layer.query_key_value, layer.output, layer.gate_up, layer.down)
+    ]
+    assert all(isinstance(part, linears.Plain) and part.weight.is_mkldnn for part in parts)
+    assert network._head.is_mkldnn
 
 
 def test_bf16_differs_from_fp32_by_rounding_only(checkpoint: Callable[[str], Path]) -> None:
