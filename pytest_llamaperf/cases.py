@@ -49,7 +49,9 @@ INT4_BLOCK = 128
 class Model:
     """A Llama by the shape of its network; `context` is the longest sequence in tokens it was trained for.
 
-    `random` marks a network of this shape whose weights are drawn, for speed where values do not matter.
+    `source` is where its weights are: an id on Hugging Face, or a folder. `published` are ids of checkpoints that are
+    quantized already, by the recipe they are made in. `random` marks a network of this shape whose weights are drawn,
+    for speed where values do not matter.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Model:
     tied_embeddings: bool
     rope: Mapping[str, float | str] = field(hash=False)
     source: str
+    published: Mapping[str, str] = field(default_factory=dict, hash=False)
     random: bool = False
 
     def __str__(self) -> str:
@@ -244,6 +247,10 @@ class Case:
 
     def with_layout(self, layout: Layout) -> Case:
         return dataclasses.replace(self, layout=layout)
+
+    def with_engine(self, engine: str) -> Case:
+        """Raises UsageError for an engine that is unknown, or that cannot lay the model out so."""
+        return dataclasses.replace(self, engine=engine)
 
     def to_dict(self) -> dict[str, object]:
         """The `case` object of run.json."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import struct
 from array import array
 from collections.abc import Mapping
@@ -135,7 +136,8 @@ def write_quantized(folder: Path, model: Model, recipe: Recipe, source: Path) ->
     }
     if number == "int4-awq":
         said["group_size"] = 128
-    _write_json(folder / "hf_quant_config.json", {"producer": {"name": "modelopt"}, "quantization": said})
+    producer = {"name": "modelopt", "version": "0.37.0"}
+    _write_json(folder / "hf_quant_config.json", {"producer": producer, "quantization": said})
     config = json.loads((source / "config.json").read_text())
     parameters = config["rope_parameters"]
     plain = parameters["rope_type"] == "default"
@@ -145,6 +147,59 @@ def write_quantized(folder: Path, model: Model, recipe: Recipe, source: Path) ->
     _write_json(folder / "config.json", config)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((source / name).read_bytes())
+
+
+def rewrite_as_nvidia(folder: Path) -> None:
+    """Make of what `write_quantized` wrote in FP8 what NVIDIA publishes, which ModelOpt of other versions wrote.
+
+    config.json is transformers 4's and says nothing of quantization, only the head is excluded by name, scales have one
+    dimension, those of the KV cache are 1, and there is more beside them than is used.
+    """
+    change_json(folder / "config.json", quantization_config=None, rope_parameters=None)
+    said = json.loads((folder / "hf_quant_config.json").read_text())["quantization"]
+    change_json(folder / "hf_quant_config.json", quantization={**said, "exclude_modules": ["lm_head"]})
+    tensors = read_safetensors(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for name, (dtype, shape, content) in list(tensors.items()):
+        if name.endswith(("k_scale", "v_scale")):
+            tensors[name] = (dtype, (), struct.pack("<f", 1.0))
+        elif shape == ():
+            tensors[name] = (dtype, (1,), content)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = ("F32", (32,), bytes(128))
+    names = sorted(tensors)
+    files = {
+        "model-00001-of-00002.safetensors": names[: len(names) // 2],
+        "model-00002-of-00002.safetensors": names[len(names) // 2 :],
+    }
+    for file, held in files.items():
+        write_safetensors(folder / file, {name: tensors[name] for name in held})
+    places = {name: file for file, held in files.items() for name in held}
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
+    _write_json(folder / "generation_config.json", {"eos_token_id": [257, 258], "temperature": 0.6})
+
+
+def flatten_quantization(folder: Path) -> None:
+    """Write hf_quant_config.json in the words of ModelOpt 1.x."""
+    written = json.loads((folder / "hf_quant_config.json").read_text())
+    said = written["quantization"]
+    flat = {
+        "producer": {"name": "modelopt", "version": "1.0.0"},
+        "quant_method": "modelopt",
+        "quant_algo": said["quant_algo"],
+        "ignore": said["exclude_modules"],
+        "config_groups": {},
+    }
+    if said["kv_cache_quant_algo"]:
+        flat["kv_cache_scheme"] = {"dynamic": False, "num_bits": 8, "type": "float"}
+    _write_json(folder / "hf_quant_config.json", flat)
+
+
+def put_in_hub(hub: Path, repository: str, checkpoint: Path) -> Path:
+    """Copy a checkpoint into a cache as huggingface_hub lays it out, and return its snapshot."""
+    place = hub / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("8c22764a7e3675c50d4c7c9a4edb474456022b16")
+    return Path(shutil.copytree(checkpoint, place / "snapshots" / "8c22764a7e3675c50d4c7c9a4edb474456022b16"))
 
 
 def change_json(path: Path, **changes: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llamaperf.cases import SCENARIO, SCENARIOS, Case, Layout, Model, Number, Recipe, Workload
+from pytest_llamaperf.catalog.hub import hub_cache, snapshot_of
 from pytest_llamaperf.documents import Section, read_document
 from pytest_llamaperf.errors import UsageError, nearest
 from pytest_llamaperf.lengths import DISTRIBUTIONS
@@ -59,7 +60,8 @@ def model_named(name: str) -> Model:
     """A model of the catalog, or of a Hugging Face checkpoint directory if `name` is the path of one.
 
     `NAME@random` is a network of that shape with drawn weights, `NAME@random@layers=N` one of N layers: for speed
-    where values do not matter, built where it runs. Raises UsageError with the nearest name for an unknown one.
+    where values do not matter, built where it runs. An id on Hugging Face is the catalog's model that comes from there,
+    or what lies in the cache. Raises UsageError with the nearest name for an unknown one.
     """
     if name in models():
         return models()[name]
@@ -69,7 +71,22 @@ def model_named(name: str) -> Model:
     with contextlib.suppress(OSError):  # a name too long for a path, or a folder that may not be read
         if (Path(name) / "config.json").is_file():
             return _model_of_checkpoint(Path(name))
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return _model_of_repository(name)
     raise UsageError(f"unknown model {name!r}; {nearest(name, models())}; or the path of a Hugging Face checkpoint")
+
+
+def _model_of_repository(repository: str) -> Model:
+    for model in models().values():
+        if repository in (model.source, *model.published.values()):
+            return model
+    if snapshot := snapshot_of(repository):
+        return _model_of_checkpoint(snapshot, repository.rpartition("/")[2].lower())
+    raise UsageError(
+        f"unknown model {repository!r}: it is not in the catalog, no folder with a config.json, and not in the cache of "
+        f"Hugging Face, {hub_cache()}; run `hf download {repository}`, or name one of the catalog; "
+        f"{nearest(repository, models())}"
+    )
 
 
 def _varied(model: Model, name: str, changes: Sequence[str]) -> Model:
@@ -77,7 +94,12 @@ def _varied(model: Model, name: str, changes: Sequence[str]) -> Model:
     if changes not in (["random"], ["random", changes[-1]]) or (len(changes) == 2 and layers is None):
         raise UsageError(f"unknown variant {name!r}; write {model.name}@random, or {model.name}@random@layers=2")
     return dataclasses.replace(
-        model, name=name, random=True, layers=int(layers[1]) if layers else model.layers, source="drawn at random"
+        model,
+        name=name,
+        random=True,
+        layers=int(layers[1]) if layers else model.layers,
+        source="drawn at random",
+        published={},
     )
 
 
@@ -181,6 +203,7 @@ def _request_counts() -> _RequestCounts:
 def _model(name: str, entry: Section) -> Model:
     entry.only(*(field.name for field in dataclasses.fields(Model) if field.name != "random"))
     rope = entry.section("rope")
+    published = entry.section("published") if "published" in entry else None
     return Model(
         name,
         layers=entry.whole("layers", least=1),
@@ -194,6 +217,7 @@ def _model(name: str, entry: Section) -> Model:
         tied_embeddings=entry.flag("tied_embeddings", default=False),
         rope={key: rope.text(key) if key == "type" else rope.number(key) for key in rope},
         source=entry.text("source"),
+        published={recipe: published.text(recipe) for recipe in published} if published else {},
     )
 
 
@@ -246,8 +270,11 @@ _CONFIG_FIELDS = {
 }
 
 
-def _model_of_checkpoint(folder: Path) -> Model:
-    """The shape written in a Hugging Face `config.json`, whichever transformers version wrote it."""
+def _model_of_checkpoint(folder: Path, name: str = "") -> Model:
+    """The shape written in a Hugging Face `config.json`, whichever transformers version wrote it.
+
+    It is called like the folder where it is given no name.
+    """
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -266,7 +293,7 @@ def _model_of_checkpoint(folder: Path) -> Model:
         raise UsageError(f"{path}: missing, or not a positive whole number: {', '.join(wrong)}")
     if shape["heads"] % shape["kv_heads"]:
         raise UsageError(f"{path}: {shape['heads']} attention heads cannot share {shape['kv_heads']} KV heads evenly")
-    name = folder.resolve().name.lower()
+    name = name or folder.resolve().name.lower()
     if name in models() and any(getattr(models()[name], field) != value for field, value in shape.items()):
         raise UsageError(
             f"{folder} is called like the catalog's {name} and has another shape; rename the folder, "

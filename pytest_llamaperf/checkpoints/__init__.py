@@ -1,16 +1,17 @@
-"""Checkpoints of the models under test: found, quantized by ModelOpt, checked, and kept.
+"""Checkpoints of the models under test: found, quantized by ModelOpt or taken as they are, checked, and kept.
 
-store     gives checkpoints, each made once            sources            where weights come from
-verify    is a checkpoint what its recipe says?        intended           what a recipe means for a network
-entries   one checkpoint of the store on disk          digests            what identifies weights
-making    the process that does the work               calibration        the text that scales are measured on
-configs   what JSON files say                          safetensors_files  what stands in weights' files
+store         gives checkpoints, each made once         sources            where weights come from
+verify        is a checkpoint what its recipe says?     intended           what a recipe means for a network
+quantization  what one says of its own quantization     configs            what its JSON files say
+entries       one checkpoint of the store on disk       digests            what identifies weights
+making        the process that does the work            calibration        the text that scales are measured on
+                                                        safetensors_files  what stands in weights' files
 """
 
 from pytest_llamaperf.checkpoints.intended import check_can_be_quantized, intended_modules, kept_layers
 from pytest_llamaperf.checkpoints.safetensors_files import BadCheckpoint
 from pytest_llamaperf.checkpoints.store import Checkpoint, CheckpointStore, CheckpointWarning
-from pytest_llamaperf.checkpoints.verify import Findings, checked, quantized_modules, scales
+from pytest_llamaperf.checkpoints.verify import Findings, check_rope, checked, quantized_modules, scales
 
 __all__ = [
     "BadCheckpoint",
@@ -19,6 +20,7 @@ __all__ = [
     "CheckpointWarning",
     "Findings",
     "check_can_be_quantized",
+    "check_rope",
     "checked",
     "intended_modules",
     "kept_layers",

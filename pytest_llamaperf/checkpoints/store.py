@@ -41,8 +41,10 @@ from pytest_llamaperf.checkpoints.intended import (
     needs_calibration,
 )
 from pytest_llamaperf.checkpoints.making import Maker, OnProgress, in_a_child, program_digest
+from pytest_llamaperf.checkpoints.quantization import quantization_of
+from pytest_llamaperf.checkpoints.safetensors_files import BadCheckpoint
 from pytest_llamaperf.checkpoints.sources import Folder, Gguf, Repository, source_of
-from pytest_llamaperf.checkpoints.verify import check_source, checked
+from pytest_llamaperf.checkpoints.verify import check_source, checked, checked_as_given
 from pytest_llamaperf.errors import EngineError, UsageError
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
 from pytest_llamaperf.hosting.host import DEFAULT_DEADLINES, Progress
@@ -66,7 +68,7 @@ class Checkpoint:
     """A model in a recipe, on disk and checked.
 
     `digest` names the content: it is made of everything that decides it. `versions` are of the libraries that wrote
-    it, as they said when loaded; empty for a folder that was given, whose writer is unknown.
+    it, as they said when loaded; of one that came quantized, as it says itself; empty where the writer is unknown.
     """
 
     path: Path
@@ -102,16 +104,20 @@ class CheckpointStore:
     def get(self, model: Model, recipe: Recipe) -> Checkpoint:
         """The model's checkpoint in that recipe; for bf16 and fp32 the one that was published.
 
-        Raises UsageError for a recipe this model cannot have, EngineError for weights that are nowhere, a source that
-        is damaged, a full disk, or an export that is not what the recipe says.
+        One that comes quantized is taken as it is, and never quantized again. Raises UsageError for a recipe this model
+        cannot have; BadCheckpoint for one that is damaged, not what the recipe says, or of a kind that is not read;
+        EngineError for weights that are nowhere, or a full disk.
         """
-        if keeps_everything(recipe):
-            return dataclasses.replace(self._source(model), recipe=recipe.name)
-        check_can_be_quantized(model, recipe)
-        return self._quantized(self._source(model), model, recipe)
+        if not keeps_everything(recipe):
+            check_can_be_quantized(model, recipe)
+        found = self._published(model, recipe)
+        if keeps_everything(recipe) or quantization_of(found.path):
+            return dataclasses.replace(found, recipe=recipe.name)
+        return self._quantized(found, model, recipe)
 
-    def _source(self, model: Model) -> Checkpoint:
-        match source_of(model):
+    def _published(self, model: Model, recipe: Recipe) -> Checkpoint:
+        """In BF16, or quantized as the recipe says."""
+        match source_of(model, recipe):
             case Gguf(file):
                 return self._materialized(file, model)
             case Repository(repository):
@@ -121,6 +127,9 @@ class CheckpointStore:
                 path = Path(answer["path"])
             case Folder(path):
                 pass
+        if said := quantization_of(path):
+            checked_as_given(path, model, recipe)
+            return Checkpoint(path, model.name, recipe.name, folder_digest(path), said.versions)
         check_source(path, model)
         return Checkpoint(path, model.name, AS_PUBLISHED.name, folder_digest(path), {})
 
@@ -134,9 +143,10 @@ class CheckpointStore:
 
     def _quantized(self, source: Checkpoint, model: Model, recipe: Recipe) -> Checkpoint:
         if tokenizer_file(source.path) is None:
-            raise EngineError(
-                f"{shown_path(source.path)} has no tokenizer ({' or '.join(TOKENIZERS)}), which calibration and engines "
-                "need; put the model's beside its weights"
+            raise BadCheckpoint(
+                source.path,
+                f"has no tokenizer ({' or '.join(TOKENIZERS)}), which calibration and engines need; put the model's "
+                "beside its weights",
             )
         numbers = {
             "attention": recipe.attention,

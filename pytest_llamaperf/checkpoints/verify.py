@@ -1,7 +1,8 @@
-"""Is a quantized checkpoint what its recipe says? Asked of the files that were written, before anybody uses them.
+"""Is a checkpoint what its model and recipe say? Asked of the files that were written, before anybody uses them.
 
 A layer left out, a scale of one or a lost rope_theta raise no error in an engine: it answers, faster or slower, and
-worse. So the files are compared with the recipe and with the checkpoint they were made from, tensor by tensor.
+worse. So the files are compared with the recipe and with the checkpoint they were made from, tensor by tensor; where
+that is not known, because others quantized it, with what the recipe and the model alone say.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import fnmatch
 import math
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pytest_llamaperf.cases import INT4_BLOCK, Model, Number, Recipe
+from pytest_llamaperf.catalog import recipes
 from pytest_llamaperf.checkpoints.configs import (
     CONFIG,
     QUANTIZATION,
@@ -26,12 +28,20 @@ from pytest_llamaperf.checkpoints.configs import (
     rope,
     tokenizer_file,
 )
-from pytest_llamaperf.checkpoints.intended import ALGORITHMS, Part, intended_modules, intended_parts, weight_format
+from pytest_llamaperf.checkpoints.intended import (
+    ALGORITHMS,
+    Part,
+    intended_modules,
+    intended_parts,
+    keeps_everything,
+    weight_format,
+)
+from pytest_llamaperf.checkpoints.quantization import Quantization, read_quantization
 from pytest_llamaperf.checkpoints.safetensors_files import FLOATS, BadCheckpoint, Tensor, tensors, values
-from pytest_llamaperf.errors import EngineError
-from pytest_llamaperf.wording import counted, shown_path
+from pytest_llamaperf.wording import counted
 
-SCALES = ("weight_scale", "input_scale", "pre_quant_scale", "k_scale", "v_scale")
+_CACHE_SCALES = ("k_scale", "v_scale")
+SCALES = ("weight_scale", "input_scale", "pre_quant_scale", *_CACHE_SCALES)
 _QUANTIZED_TYPES = ("F8_E4M3", "I8", "U8")
 _NAMED = 3  # of many things that are wrong alike
 
@@ -52,6 +62,12 @@ _SHAPE_FIELDS = {
     "vocab_size": "vocabulary",
 }
 
+_NO_TOKENIZER = f"there is no tokenizer ({' or '.join(TOKENIZERS)})"
+_BOTH_SPELLINGS = (
+    "Write rope_theta and rope_scaling beside rope_parameters, as in checkpoints that are quantized here, "
+    "or export it again under the transformers of the runtime"
+)
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -67,46 +83,57 @@ class Findings:
 def checked(path: Path, model: Model, recipe: Recipe, source: Path) -> Findings:
     """What the quantized checkpoint in `path` holds; `source` is the one it was made from.
 
-    Raises EngineError that names everything that is not as the recipe says.
+    Raises BadCheckpoint that names everything that is not as the recipe says.
     """
     try:
         found = tensors(path)
         config, original = read_json(path / CONFIG), read_json(source / CONFIG)
-        quantization = read_json(path / QUANTIZATION).get("quantization")
-        if not isinstance(quantization, dict):
-            raise BadCheckpoint(path / QUANTIZATION, "has no mapping called quantization")
+        said = read_quantization(path)
         scale_values = _scales(found)
     except BadCheckpoint as problem:
-        _refuse(path, model, recipe, [str(problem)])
+        raise _refusal(path, model, recipe, [str(problem)]) from None
     problems = [
         *_wrong_parts(found, intended_parts(model, recipe)),
-        *_wrong_scales(scale_values),
-        *_wrong_quantization(quantization, config, model, recipe),
-        *_wrong_config(config, original),
+        *_wrong_scales(scale_values, SCALES),
+        *_wrong_quantization(said, model, recipe),
+        *_wrong_inline(config, recipe),
+        *_wrong_rope(config, rope(original), "the source has"),
+        *_wrong_fields(config, original),
         *_wrong_tokenizer(path, source),
     ]
     if problems:
-        _refuse(path, model, recipe, problems)
-    kinds = {name.rpartition(".")[2] for name in scale_values}
-    return Findings(
-        _quantized(found),
-        {kind: _range_of(kind, scale_values) for kind in sorted(kinds)},
-        quantization.get("quant_algo"),
-        quantization.get("kv_cache_quant_algo"),
-        rope(config),
-    )
+        raise _refusal(path, model, recipe, problems)
+    return _findings(found, scale_values, said, config)
+
+
+def checked_as_given(path: Path, model: Model, recipe: Recipe) -> Findings:
+    """What a checkpoint holds that was quantized before it came here, by ModelOpt of any version.
+
+    config.json may say nothing of quantization. Scales of the KV cache may all be 1: ModelOpt of 2025 raises lower ones
+    to that when it exports (`clamp_` in export/quant_utils.py). Raises BadCheckpoint that names everything that is not
+    as the recipe and the model say, or the recipe that it would be.
+    """
+    config, said = read_json(path / CONFIG), read_quantization(path)
+    if wrong := list(_wrong_quantization(said, model, recipe)):
+        raise _of_another_recipe(path, said, model, recipe, wrong)
+    found = _without_buffers(tensors(path))
+    scale_values = _scales(found)
+    problems = [
+        *_wrong_shape(config, model),
+        *_wrong_rope(config, catalog_rope(model.rope), "meant is"),
+        *_wrong_parts(found, intended_parts(model, recipe)),
+        *_wrong_scales(scale_values, tuple(kind for kind in SCALES if kind not in _CACHE_SCALES)),
+        *([] if tokenizer_file(path) else [_NO_TOKENIZER]),
+    ]
+    if problems:
+        raise _refusal(path, model, recipe, problems)
+    return _findings(found, scale_values, said, config)
 
 
 def check_source(path: Path, model: Model) -> None:
-    """Refuse a checkpoint that is not whole, not of this model, or quantized already. Raises BadCheckpoint."""
+    """Refuse a checkpoint in BF16 that is not whole, or not of this model. Raises BadCheckpoint."""
     config = read_json(path / CONFIG)
-    if config.get("quantization_config") or (path / QUANTIZATION).exists():
-        raise BadCheckpoint(path, "is quantized already; give the BF16 checkpoint it was made from")
-    wrong = [
-        f"{field} is {config.get(field)} and not {getattr(model, attribute)}"
-        for field, attribute in _SHAPE_FIELDS.items()
-        if config.get(field) != getattr(model, attribute)
-    ]
+    wrong = list(_wrong_shape(config, model))
     if config.get("rope_parameters") and config.get("rope_theta") and rope(config) != older_rope(config):
         wrong.append(f"rotary embedding is {_shown(rope(config))} and {_shown(older_rope(config))} as well")
     elif rope(config) != catalog_rope(model.rope):
@@ -118,6 +145,23 @@ def check_source(path: Path, model: Model) -> None:
         raise BadCheckpoint(path, "; ".join(wrong))
 
 
+def check_rope(path: Path, transformers: str) -> None:
+    """Refuse a checkpoint whose rotary embedding this version of transformers, a runtime's, would not see.
+
+    Before 5 it knows no rope_parameters, and takes what they alone say for the default, without a word. Raises
+    BadCheckpoint, and ValueError for what is no version.
+    """
+    major, _, _ = transformers.partition(".")
+    config = read_json(path / CONFIG)
+    meant, read = rope(config), rope(config) if int(major) >= 5 else older_rope(config)
+    if read != meant:
+        raise BadCheckpoint(
+            path / CONFIG,
+            f"transformers {transformers}, which this runtime has, reads the rotary embedding {_shown(read)} from it; "
+            f"meant is {_shown(meant)}. {_BOTH_SPELLINGS}",
+        )
+
+
 def quantized_modules(path: Path) -> frozenset[str]:
     """Names of the linear layers whose weights are stored quantized. Raises BadCheckpoint."""
     return _quantized(tensors(path))
@@ -126,6 +170,19 @@ def quantized_modules(path: Path) -> frozenset[str]:
 def scales(path: Path) -> dict[str, array[float]]:
     """Values of every scale by the tensor's name; of very large ones a part. Raises BadCheckpoint."""
     return _scales(tensors(path))
+
+
+def _findings(
+    found: Mapping[str, Tensor], scale_values: Mapping[str, array[float]], said: Quantization, config: Mapping[str, Any]
+) -> Findings:
+    kinds = {name.rpartition(".")[2] for name in scale_values}
+    return Findings(
+        _quantized(found),
+        {kind: _range_of(kind, scale_values) for kind in sorted(kinds)},
+        said.algorithm,
+        said.kv_cache,
+        rope(config),
+    )
 
 
 def _quantized(found: Mapping[str, Tensor]) -> frozenset[str]:
@@ -167,40 +224,61 @@ def _wrong_parts(found: Mapping[str, Tensor], intended: Mapping[str, Part]) -> I
         yield f"{_some(names)} {told}"
 
 
-def _wrong_scales(scale_values: Mapping[str, array[float]]) -> Iterator[str]:
+def _wrong_scales(scale_values: Mapping[str, array[float]], measured: tuple[str, ...]) -> Iterator[str]:
+    """`measured` are the kinds of which not all can be 1."""
     infinite = [name for name, numbers in scale_values.items() if not all(map(math.isfinite, numbers))]
     if infinite:
         yield f"{_some(infinite)} not finite"
     low = [name for name, numbers in scale_values.items() if numbers and name not in infinite and min(numbers) <= 0]
     if low:
         yield f"{_some(low)} not positive"
-    for kind in SCALES:
+    for kind in measured:
         of_kind = [numbers for name, numbers in scale_values.items() if name.rpartition(".")[2] == kind]
         if of_kind and all(number == 1.0 for numbers in of_kind for number in numbers):
             yield f"every {kind} is 1: nothing was measured"
 
 
-def _wrong_quantization(
-    said: Mapping[str, Any], config: Mapping[str, Any], model: Model, recipe: Recipe
-) -> Iterator[str]:
+def _wrong_quantization(said: Quantization, model: Model, recipe: Recipe) -> Iterator[str]:
     number = weight_format(recipe)
-    algorithm = ALGORITHMS[number] if number else None
     cache = "FP8" if recipe.kv_cache == Number.FP8 else None
-    for key, intended in (("quant_algo", algorithm), ("kv_cache_quant_algo", cache)):
-        if said.get(key) != intended:
-            yield f"{QUANTIZATION} says {key} {said.get(key)}, intended {intended}"
-    if number == Number.INT4_AWQ and said.get("group_size") != INT4_BLOCK:
-        yield f"{QUANTIZATION} says group_size {said.get('group_size')}, intended {INT4_BLOCK}"
-    yield from _wrong_exclusions(said.get("exclude_modules"), model, recipe)
+    if said.algorithm != _algorithm(recipe):
+        yield f"{QUANTIZATION} says quant_algo {said.algorithm}, intended {_algorithm(recipe)}"
+    if said.kv_cache != cache:
+        yield f"{QUANTIZATION} says kv_cache_quant_algo {said.kv_cache}, intended {cache}"
+    if number == Number.INT4_AWQ and said.group_size != INT4_BLOCK:
+        yield f"{QUANTIZATION} says group_size {said.group_size}, intended {INT4_BLOCK}"
+    yield from _wrong_exclusions(said.excluded, model, recipe)
+
+
+def _algorithm(recipe: Recipe) -> str | None:
+    number = weight_format(recipe)
+    return ALGORITHMS.get(number) if number else None
+
+
+def _of_another_recipe(
+    path: Path, said: Quantization, model: Model, recipe: Recipe, wrong: Iterable[str]
+) -> BadCheckpoint:
+    """What the checkpoint is, and what it would be called here."""
+    for name, other in recipes().items():
+        if not keeps_everything(other) and not list(_wrong_quantization(said, model, other)):
+            return BadCheckpoint(path, f"is quantized: {said}; name the recipe {name}")
+    differing = f", {recipe} neither: {'; '.join(wrong)}" if said.algorithm == _algorithm(recipe) else ""
+    return BadCheckpoint(
+        path,
+        f"is quantized: {said}, which no recipe of the catalog describes{differing}; give the BF16 checkpoint it was made "
+        "from, which the recipes quantize",
+    )
+
+
+def _wrong_inline(config: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
     inline = config.get("quantization_config")
-    if not isinstance(inline, dict) or inline.get("quant_algo") != algorithm:
-        found = inline.get("quant_algo") if isinstance(inline, dict) else "no quantization_config"
-        yield f"{CONFIG} says {found}, intended {algorithm}"
+    found = inline.get("quant_algo") if isinstance(inline, dict) else "no quantization_config"
+    if found != _algorithm(recipe):
+        yield f"{CONFIG} says {found}, intended {_algorithm(recipe)}"
 
 
-def _wrong_exclusions(excluded: object, model: Model, recipe: Recipe) -> Iterator[str]:
+def _wrong_exclusions(patterns: Sequence[str], model: Model, recipe: Recipe) -> Iterator[str]:
     """TensorRT-LLM takes every linear layer as quantized that this list does not name."""
-    patterns = [str(pattern) for pattern in excluded] if isinstance(excluded, list) else []
     intended = intended_modules(model, recipe)
     everything = {
         name.removesuffix(".weight") for name in intended_parts(model, recipe) if name.endswith("_proj.weight")
@@ -212,18 +290,30 @@ def _wrong_exclusions(excluded: object, model: Model, recipe: Recipe) -> Iterato
         yield f"{_some(named)} excluded in {QUANTIZATION}, though quantized"
 
 
-def _matches(name: str, patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """A pattern names a module, or one that it is part of: model.layers.0.mlp excludes its three layers."""
+    parts = name.split(".")
+    names = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return any(fnmatch.fnmatchcase(module, pattern) for module in names for pattern in patterns)
 
 
-def _wrong_config(config: Mapping[str, Any], original: Mapping[str, Any]) -> Iterator[str]:
-    wanted = rope(original)
+def _wrong_shape(config: Mapping[str, Any], model: Model) -> Iterator[str]:
+    for field, attribute in _SHAPE_FIELDS.items():
+        if config.get(field) != getattr(model, attribute):
+            yield f"{field} is {config.get(field)} and not {getattr(model, attribute)}"
+
+
+def _wrong_rope(config: Mapping[str, Any], wanted: Rope, where: str) -> Iterator[str]:
     for version, found in (("5", rope(config)), ("4, as TensorRT-LLM has it,", older_rope(config))):
         if found != wanted:
+            advice = f". {_BOTH_SPELLINGS}" if rope(config) == wanted else ""
             yield (
                 f"{CONFIG}: transformers {version} reads the rotary embedding {_shown(found)}; "
-                f"the source has {_shown(wanted)}"
+                f"{where} {_shown(wanted)}{advice}"
             )
+
+
+def _wrong_fields(config: Mapping[str, Any], original: Mapping[str, Any]) -> Iterator[str]:
     for field in _KEPT_FIELDS:
         here, there = (said.get(field, _FIELD_DEFAULTS.get(field)) for said in (config, original))
         if here != there and not (field in ("head_dim", "num_key_value_heads") and there is None):
@@ -233,7 +323,7 @@ def _wrong_config(config: Mapping[str, Any], original: Mapping[str, Any]) -> Ite
 def _wrong_tokenizer(path: Path, source: Path) -> Iterator[str]:
     there = tokenizer_file(source)
     if tokenizer_file(path) is None:
-        yield f"there is no tokenizer ({' or '.join(TOKENIZERS)})"
+        yield _NO_TOKENIZER
     elif there and not _same(path / there.name, there):
         yield f"{there.name} is not the source's"
 
@@ -257,8 +347,8 @@ def _shown(said: Rope) -> str:
     return ", ".join(f"{key} {value if isinstance(value, str) else format(value, 'g')}" for key, value in said.items())
 
 
-def _refuse(path: Path, model: Model, recipe: Recipe, problems: list[str]) -> NoReturn:
+def _refusal(path: Path, model: Model, recipe: Recipe, problems: Sequence[str]) -> BadCheckpoint:
     listed = "".join(f"\n    {problem}" for problem in problems)
-    raise EngineError(
-        f"{shown_path(path)} is not {model} in the recipe {recipe}; {counted(len(problems), 'thing')} wrong:{listed}"
+    return BadCheckpoint(
+        path, f"is not {model} in the recipe {recipe}; {counted(len(problems), 'thing')} wrong:{listed}"
     )

@@ -54,7 +54,6 @@ class CheckpointWeights:
         self._folder, self._dtype, self._device = folder, dtype, device
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.shape = shape_of_config(config)
-        self._fp8_kv = (config.get("quantization_config") or {}).get("kv_cache_scheme") is not None
         self._files: dict[str, Any] = {}
         self._opened = contextlib.ExitStack()
         self._place = _places(folder)
@@ -94,9 +93,10 @@ class CheckpointWeights:
         return self._tensor(name, rows).to(self._dtype)
 
     def kv_scales(self, layer: int) -> tuple[float, float] | None:
-        if not self._fp8_kv:
-            return None
+        """By the tensors that are there: not every checkpoint with an FP8 cache says so in config.json."""
         names = [f"model.layers.{layer}.self_attn.{part}" for part in ("k_proj.k_scale", "v_proj.v_scale")]
+        if not any(name in self._place for name in names):
+            return None
         key, value = (float(self._tensor(name)) for name in names)
         return key, value
 
