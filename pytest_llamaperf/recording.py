@@ -16,10 +16,10 @@ from pathlib import Path
 
 from pytest_llamaperf.baselines import LOCAL, SCHEMA, BaselineBook, can_be_promised, decimal, local_path
 from pytest_llamaperf.cases import CPU
+from pytest_llamaperf.files import write_atomically
 from pytest_llamaperf.hardware import Machine
 from pytest_llamaperf.measurements import Source, Summary
 from pytest_llamaperf.metrics import Metric
-from pytest_llamaperf.runs import write_atomically
 from pytest_llamaperf.verdicts import Verdict
 
 # A later mean of as few restarts comes out worse than this many standard deviations of a restart, and its interval

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_llamaperf.files import UNPRINTABLE
 from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.records import TestRecord
 
 # 1: run, results, tests, decision.
 SCHEMA = 1
-
-# Names of files and output of engines may hold what is no Unicode; \udc80 and the like is also how JSON escapes it.
-_UNPRINTABLE = "backslashreplace"
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class RunLog:
     def __init__(self, folder: Path, header: RunHeader) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "run.json").unlink(missing_ok=True)
-        self._file = (folder / "run.jsonl").open("w", encoding="utf-8", errors=_UNPRINTABLE)
+        self._file = (folder / "run.jsonl").open("w", encoding="utf-8", errors=UNPRINTABLE)
         self._write({"schema": SCHEMA, "run": asdict(header)})
 
     def add(self, test: TestRecord) -> None:
@@ -73,32 +70,6 @@ def run_document(header: RunHeader, tests: Sequence[TestRecord], decision: Decis
     }
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Either the old content stays or the new one is there whole, also after a crash or a full disk."""
-    path = path.resolve()  # a link stays one, and what it points to is written
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8", errors=_UNPRINTABLE)  # a device or a pipe cannot be replaced
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp's files are readable by their owner alone
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors=_UNPRINTABLE) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def to_json(value: Mapping[str, Any], *, indent: int | None = None) -> str:
     """JSON without NaN and infinity, which are no JSON; raises ValueError on them."""
     return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

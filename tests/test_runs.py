@@ -15,10 +15,11 @@ from builders import case, measured, promise, record, result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llamaperf.files import write_atomically
 from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.measurements import Fingerprint
 from pytest_llamaperf.records import Result
-from pytest_llamaperf.runs import RunHeader, RunLog, run_document, to_json, write_atomically
+from pytest_llamaperf.runs import RunHeader, RunLog, run_document, to_json
 from pytest_llamaperf.verdicts import judge
 
 HEADER = RunHeader("8a1c", "2026-11-22T10:00:00Z", "h200", "tensorrt-llm", {"tensorrt_llm": "1.2.1"})
@@ -71,7 +72,14 @@ def test_a_run_without_reasons_is_written_as_releasable() -> None:
 
 def test_a_verdict_becomes_the_result_the_design_describes() -> None:
     fingerprint = Fingerprint({"tensorrt_llm": "1.2.1"}, {"max_batch_size": 64})
-    verdict = judge(case(), measured(464.0, 464.0), promise(463.1, 0.1), ("a note",), fingerprint)
+    verdict = judge(
+        case(),
+        measured(464.0, 464.0),
+        promise(463.1, 0.1),
+        ("a note",),
+        fingerprint,
+        "trtllm-bench --model llama-3.1-8b",
+    )
 
     got = json.loads(to_json(Result.of_verdict("suites/test_a.py::test_b", verdict).to_dict()))
 
@@ -89,6 +97,7 @@ def test_a_verdict_becomes_the_result_the_design_describes() -> None:
         "promised 463.1 tok/s (published): +0.2 %",
         "notes": ["a note"],
         "fingerprint": {"versions": {"tensorrt_llm": "1.2.1"}, "settings": {"max_batch_size": 64}},
+        "reproduce": "trtllm-bench --model llama-3.1-8b",
     }  # fmt: skip
 
 

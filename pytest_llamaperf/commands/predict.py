@@ -285,7 +285,8 @@ def _listed(shares: Mapping[str, float]) -> str:
 
 
 def _write_json(path: str, outcomes: list[_Outcome]) -> None:
-    from pytest_llamaperf.runs import to_json, write_atomically
+    from pytest_llamaperf.files import write_atomically
+    from pytest_llamaperf.runs import to_json
 
     document = {"schema": 1, "predictions": [_as_json(wanted, outcome) for wanted, outcome in outcomes]}
     text = to_json(document, indent=1) + "\n"

@@ -16,9 +16,10 @@ from pytest_llamaperf.acceptance import Acceptance
 from pytest_llamaperf.checking import case_of_report, measures_of_report, results_of
 from pytest_llamaperf.collecting import DESELECTED, REFUSAL, count_deselected, only_looks
 from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.files import write_atomically
 from pytest_llamaperf.gates import Decision, decide
 from pytest_llamaperf.records import UNFINISHED, TestRecord
-from pytest_llamaperf.runs import RunHeader, RunLog, run_document, to_json, write_atomically
+from pytest_llamaperf.runs import RunHeader, RunLog, run_document, to_json
 from pytest_llamaperf.wording import counted, shown_path
 
 # Ends of a session in which all tests ran that should.

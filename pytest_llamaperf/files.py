@@ -1,0 +1,36 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+# Names of files and output of engines may hold what is no Unicode; \udc80 and the like is also how JSON escapes it.
+UNPRINTABLE = "backslashreplace"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Either the old content stays or the new one is there whole, also after a crash or a full disk."""
+    path = path.resolve()  # a link stays one, and what it points to is written
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8", errors=UNPRINTABLE)  # a device or a pipe cannot be replaced
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp's files are readable by their owner alone
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors=UNPRINTABLE) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
