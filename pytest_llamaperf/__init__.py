@@ -2,7 +2,7 @@
 
 from pytest_llamaperf.cases import Case, Layout, Model, Recipe, Task, Workload
 from pytest_llamaperf.catalog import model_named, recipe_named, workload_named
-from pytest_llamaperf.measurements import Measurement
+from pytest_llamaperf.measurements import Measurement, Source
 from pytest_llamaperf.metrics import (
     ACCURACY,
     LOAD_TIME,
@@ -38,6 +38,7 @@ __all__ = [
     "Metric",
     "Model",
     "Recipe",
+    "Source",
     "Task",
     "Workload",
     "model_named",

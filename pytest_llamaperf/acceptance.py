@@ -9,7 +9,8 @@ from pytest_llamaperf.answers import Answers
 from pytest_llamaperf.baselines import BaselineBook, can_be_promised, read_baselines, yaml_to_add
 from pytest_llamaperf.bench import Bench
 from pytest_llamaperf.cases import CPU, Case
-from pytest_llamaperf.engines import PREDICTED, Opener, Surroundings, readiness
+from pytest_llamaperf.engines import PREDICTED, Engine, EngineSpec, Opener, Surroundings, is_built_in, readiness
+from pytest_llamaperf.engines.trtllm.nodes import found_nodes
 from pytest_llamaperf.errors import EngineError, UsageError
 from pytest_llamaperf.hardware import Machine, find_machine
 from pytest_llamaperf.measurements import Measurement, Source
@@ -19,6 +20,9 @@ from pytest_llamaperf.records import Result
 from pytest_llamaperf.settings import AUTO, Settings
 from pytest_llamaperf.verdicts import Outcome, Verdict, judge
 from pytest_llamaperf.wording import shown_path
+
+# The kinds that are TensorRT-LLM.
+TRTLLM = ("tensorrt-llm", "trtllm-bench")
 
 
 class Acceptance:
@@ -65,9 +69,14 @@ class Acceptance:
             rounds=self.settings.rounds or (2 if on_cpu else 3),
             watch_cpu=on_cpu,
         )
-        return Bench(
-            self.openers[self.engine_kind], sampling, together=on_cpu, on_progress=self.surroundings.on_progress
-        )
+        return Bench(self.open, sampling, together=on_cpu, on_progress=self.surroundings.on_progress)
+
+    def open(self, spec: EngineSpec) -> Engine:
+        """An engine of its kind, or the predictor where this run predicts. Raises EngineError."""
+        kind = spec.kind if self.measures else PREDICTED
+        if kind not in self.openers:
+            raise EngineError(f"{spec}: nothing here opens an engine of this kind")
+        return self.openers[kind](spec)
 
     def check_options(self) -> None:
         """Refuse at the start what the command line alone shows to be impossible. Raises UsageError."""
@@ -77,8 +86,18 @@ class Acceptance:
             )
         if self.settings.record and not self.measures:
             raise UsageError("--record with --engine predicted: a prediction never becomes a promise")
+        if self.settings.rounds and self.engine_kind == "trtllm-bench":
+            raise UsageError("--rounds with --engine trtllm-bench: every run of it is a restart; use --restarts")
         if self.settings.gpu != AUTO:
             self.check_possible()
+
+    def check_plan(self) -> None:
+        """Refuse a plan of what is given no arguments. Raises UsageError."""
+        if self.engine_kind not in TRTLLM:
+            raise UsageError(
+                f"--plan with --engine {self.engine_kind}: it shows what TensorRT-LLM would be given; add "
+                f"--engine {' or --engine '.join(TRTLLM)}"
+            )
 
     def check_possible(self) -> None:
         """Refuse, with what would work, a run that this machine cannot do as asked. Raises UsageError."""
@@ -94,12 +113,17 @@ class Acceptance:
 
     def check_engine(self) -> None:
         """Refuse a kind of engine that cannot work here. Raises UsageError."""
+        opener = self.openers.get(self.engine_kind)
+        if opener is not None and not is_built_in(opener):
+            return
         ready = readiness(self.engine_kind, tuple(self.openers))
         if not ready.ready:
             raise UsageError(f"--engine {self.engine_kind}: {ready.detail}; `llamaperf doctor` shows what works here")
 
     def runs_here(self, case: Case) -> bool:
-        """Whether this run is about the case's hardware; a prediction can be about any GPU."""
+        """Whether this run is about the case's engine and hardware; a prediction can be about any GPU."""
+        if case.engine != self.engine_under_test:
+            return False
         return case.hardware == self.gpu or (not self.measures and case.hardware != CPU)
 
     def missing_gpus(self, case: Case) -> str | None:
@@ -107,6 +131,8 @@ class Acceptance:
         if not self.measures or case.hardware == CPU:
             return None
         found = self.machine.count(case.hardware)
+        if case.engine != "torch":
+            found *= found_nodes().count
         if found >= case.layout.gpus:
             return None
         return f"needs {case.layout.gpus} {case.hardware.upper()}, found {found}"
@@ -137,7 +163,10 @@ class Acceptance:
 
     def judge(self, measurement: Measurement, metric: Metric) -> Verdict:
         promise = self.book(measurement.case.hardware).find(measurement.case, metric)
-        verdict = judge(measurement.case, measurement.of(metric), promise, measurement.notes, measurement.fingerprint)
+        summary = measurement.of(metric)
+        verdict = judge(
+            measurement.case, summary, promise, measurement.notes, measurement.fingerprint, measurement.reproduce
+        )
         self.judged.append(verdict)
         return verdict
 

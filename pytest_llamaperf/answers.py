@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pytest_llamaperf.cases import Case, Model
 from pytest_llamaperf.engines import AnsweringEngine, Engine, Scored
-from pytest_llamaperf.errors import EngineError, UsageError
+from pytest_llamaperf.errors import Unsupported, UsageError
 
 # Name of the task of cases that are asked instead of measured.
 ANSWERS = "answers"
@@ -53,29 +53,32 @@ NOISE = 2**-10
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one engine. Continuations as token ids, one for each prompt; `noisy` is `scored` under a little noise."""
+    """Of one engine. Continuations as token ids, one for each prompt; `noisy` is `scored` under a little noise.
+
+    Either is an Unsupported where the engine cannot be asked that, and what needs it raises it.
+    """
 
     case: Case
     together: tuple[tuple[int, ...], ...]
     again: tuple[tuple[int, ...], ...]
     alone: tuple[tuple[int, ...], ...]
-    scored: tuple[Scored, ...]
-    noisy: tuple[Scored, ...]
+    scored: tuple[Scored, ...] | Unsupported
+    noisy: tuple[Scored, ...] | Unsupported
 
     def agreement(self, other: Answers) -> Agreement:
         """How far two engines agree in what they say."""
         return Agreement(
             tokens=_share(_flat(self.together), _flat(other.together)),
-            likely=_share(_flat(s.likely for s in self.scored), _flat(s.likely for s in other.scored)),
-            logprob=_distance(self.scored, other.scored),
+            likely=_share(_likely(self.scored), _likely(other.scored)),
+            logprob=_distance(_given(self.scored), _given(other.scored)),
         )
 
     def sensitivity(self) -> Agreement:
         """How far the engine agrees with itself when its input is disturbed by NOISE."""
         return Agreement(
             tokens=1.0,
-            likely=_share(_flat(s.likely for s in self.scored), _flat(s.likely for s in self.noisy)),
-            logprob=_distance(self.scored, self.noisy),
+            likely=_share(_likely(self.scored), _likely(self.noisy)),
+            logprob=_distance(_given(self.scored), _given(self.noisy)),
         )
 
 
@@ -98,18 +101,38 @@ class Agreement:
 
 
 def answers_of(case: Case, engine: Engine) -> Answers:
-    """Raises EngineError for an engine that cannot be asked."""
+    """Raises Unsupported for an engine that cannot be asked."""
     if not isinstance(engine, AnsweringEngine):
-        raise EngineError(f"{case}: this engine runs workloads and cannot be asked for answers")
+        raise Unsupported(f"{case}: {case.engine} runs workloads and cannot be asked for answers")
     prompts, texts = _questions(case.model, engine)
     return Answers(
         case,
         together=_tuples(engine.generate(prompts, TOKENS)),
         again=_tuples(engine.generate(prompts, TOKENS)),
         alone=_tuples(engine.generate(prompts[:ALONE], TOKENS, concurrency=1)),
-        scored=tuple(engine.score(texts)),
-        noisy=tuple(engine.score(texts, noise=NOISE)),
+        scored=_scored(engine, texts, noise=0.0),
+        noisy=_scored(engine, texts, noise=NOISE),
     )
+
+
+def _scored(
+    engine: AnsweringEngine, texts: Sequence[Sequence[int]], *, noise: float
+) -> tuple[Scored, ...] | Unsupported:
+    """What an engine cannot say need not keep it from saying the rest."""
+    try:
+        return tuple(engine.score(texts, noise=noise))
+    except Unsupported as problem:
+        return problem
+
+
+def _given(scored: tuple[Scored, ...] | Unsupported) -> tuple[Scored, ...]:
+    if isinstance(scored, Unsupported):
+        raise scored
+    return scored
+
+
+def _likely(scored: tuple[Scored, ...] | Unsupported) -> list[int]:
+    return _flat(each.likely for each in _given(scored))
 
 
 def _questions(model: Model, engine: AnsweringEngine) -> tuple[list[list[int]], list[list[int]]]:

@@ -13,14 +13,16 @@ they take turns restart by restart.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
 from pytest_llamaperf.answers import Answers, answers_of
 from pytest_llamaperf.cases import Case
-from pytest_llamaperf.engines import Engine, EngineSpec, Opener
-from pytest_llamaperf.errors import EngineError, LlamaperfError
+from pytest_llamaperf.engines import Engine, EngineSpec, FreshEngine, Opener
+from pytest_llamaperf.errors import EngineError, LlamaperfError, Unsupported
+from pytest_llamaperf.hosting.failures import EngineFailure
 from pytest_llamaperf.measurements import Measurement, Source
 from pytest_llamaperf.measuring import Rounds, Sampling, errors_named, measurement, workload_of
 
@@ -40,6 +42,7 @@ class _Job:
     restarts: dict[Case, list[Rounds]] = field(default_factory=dict)
     sources: set[Source] = field(default_factory=set)
     failed: dict[Case, LlamaperfError] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def wants(self, restart: int) -> bool:
         """Whether the engine has to be opened for this restart: answers are asked for at the first only."""
@@ -156,6 +159,8 @@ class Bench:
 
         def warmed_up(engine: Engine) -> Rounds:
             opened.job.sources.add(Source(engine.source))
+            if isinstance(engine, FreshEngine):
+                return Rounds(case, dataclasses.replace(self._sampling, rounds=1))
             rounds = Rounds(case, self._sampling)
             if engine.source is not Source.PREDICTED:
                 rounds.warm_up(engine)
@@ -216,19 +221,31 @@ class _Opened:
         try:
             with errors_named(case):
                 return work(self._engine)
+        except Unsupported as problem:  # nothing is wrong with the engine
+            self.job.fail([case], problem)
+            return None
         except LlamaperfError as problem:
             self.job.fail([case], problem)
             self._close([case])
             return None
 
     def _close(self, cases: Sequence[Case]) -> None:
-        """An engine that does not close properly was not what was to be measured, and fails the cases it served."""
+        """An engine that does not close properly was not what was to be measured, and fails the cases it served.
+
+        One that only does not end, as TensorRT-LLM may wait for its workers, had answered before: its results are kept,
+        and say so.
+        """
         engine, self._engine = self._engine, None
         if engine is None:
             return
         try:
             with errors_named(self.job.spec):
                 engine.close()
+        except EngineFailure as failure:
+            if not failure.after_the_work:
+                self.job.fail(cases, failure)
+            else:
+                self.job.notes.append(f"after its work {failure.problem}, and the engine was killed")
         except LlamaperfError as problem:
             self.job.fail(cases, problem)
 
@@ -237,7 +254,7 @@ def _assembled(job: _Job, case: Case) -> Measurement | LlamaperfError:
     if len(job.sources) > 1:
         return EngineError(f"{case}: restarts of one case are of different sources: {', '.join(sorted(job.sources))}")
     try:
-        return measurement(case, next(iter(job.sources)), job.restarts[case])
+        return measurement(case, next(iter(job.sources)), job.restarts[case], job.notes)
     except EngineError as problem:
         return problem
 

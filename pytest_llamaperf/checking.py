@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import pytest
 
@@ -16,7 +16,7 @@ from pytest_llamaperf.benchmarking import play_back
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.collecting import compared_with
 from pytest_llamaperf.engines import Engine, EngineSpec, open_predicted
-from pytest_llamaperf.errors import EngineError, LlamaperfError
+from pytest_llamaperf.errors import EngineError, LlamaperfError, Unsupported
 from pytest_llamaperf.measurements import Measurement, Source
 from pytest_llamaperf.measuring import Sampling
 from pytest_llamaperf.metrics import Metric
@@ -110,7 +110,7 @@ class BaselineCheck:
 @contextlib.contextmanager
 def opened_engine(acceptance: Acceptance, item: pytest.Item, case: Case) -> Iterator[Engine]:
     """An open engine for the case, closed whatever becomes of the test."""
-    engine = _or_fail(item, case, lambda: acceptance.openers[acceptance.engine_kind](EngineSpec.of(case)))
+    engine = _or_fail(item, case, lambda: acceptance.open(EngineSpec.of(case)))
     try:
         yield engine
     finally:
@@ -138,6 +138,18 @@ def other_of(item: pytest.Item, case: Case) -> Case:
     if len(others) != 1:
         pytest.fail(f"the fixture `other` needs one @pytest.mark.versus(...), found {len(others)}", pytrace=False)
     return others[0]
+
+
+def tell(item: pytest.Item, case: Case, problem: LlamaperfError) -> NoReturn:
+    """End the test with the message alone: what an engine cannot do skips it, and anything else fails it."""
+    __tracebackhide__ = True
+    told = str(problem).removeprefix(f"{case}: ")
+    if isinstance(problem, Unsupported):
+        pytest.skip(f"{case}\n  not supported: {told}")
+    if isinstance(problem, EngineError):
+        _attach(item, Result.of_error(item.nodeid, case.to_dict(), str(problem)))
+        pytest.fail(f"{case}\n  error, not a regression: {told}", pytrace=False)
+    pytest.fail(str(problem), pytrace=False)
 
 
 def note_case(item: pytest.Item, case: Case) -> None:
@@ -170,10 +182,7 @@ def _or_fail(item: pytest.Item, case: Case, work: Callable[[], T]) -> T:
     __tracebackhide__ = True
     try:
         return work()
-    except EngineError as problem:
-        _attach(item, Result.of_error(item.nodeid, case.to_dict(), str(problem)))
-        told = f"{case}\n  error, not a regression: {str(problem).removeprefix(f'{case}: ')}"
     except LlamaperfError as problem:
-        told = str(problem)
-    # Outside the handlers, so that pytest does not show two exceptions where there is one mistake.
-    pytest.fail(told, pytrace=False)
+        found = problem
+    # Outside the handler, so that pytest does not show two exceptions where there is one mistake.
+    tell(item, case, found)

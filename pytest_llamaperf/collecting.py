@@ -42,7 +42,7 @@ def parametrize_cases(metafunc: pytest.Metafunc, acceptance: Acceptance) -> None
 
 
 def narrow(config: pytest.Config, items: list[pytest.Item], acceptance: Acceptance) -> None:
-    """Refuse what is wrong, deselect cases of other hardware, skip those that need more GPUs than there are.
+    """Refuse what is wrong, deselect cases of other hardware and engines, skip those that need more GPUs than there are.
 
     Raises pytest.UsageError with everything that is wrong with markers, baselines and engine at once.
     """
@@ -137,8 +137,17 @@ def send_deselected(items: Sequence[pytest.Item]) -> None:
 
 def only_looks(config: pytest.Config) -> bool:
     """Whether this session runs no test: what it shows is true on any machine."""
-    shows = ("collectonly", "help", "version", "markers", "showfixtures", "show_fixtures_per_test")
+    shows = ("collectonly", "plan", "help", "version", "markers", "showfixtures", "show_fixtures_per_test")
     return any(config.getoption(name, False) for name in shows)
+
+
+def plan_of(items: Sequence[pytest.Item]) -> list[str]:
+    """What the engines of all cases would be given, those included that tests compare with. Raises UsageError."""
+    from pytest_llamaperf.engines.trtllm.plan import planned
+
+    about = [(item, case) for item in items if (case := case_of(item)) is not None]
+    cases = [each for item, case in about for each in (case, *compared_with(item, case))]
+    return list(planned(list(dict.fromkeys(cases))))
 
 
 def told_after_collection(config: pytest.Config, acceptance: Acceptance) -> list[str]:
@@ -146,9 +155,9 @@ def told_after_collection(config: pytest.Config, acceptance: Acceptance) -> list
     elsewhere = config.stash.get(_ELSEWHERE, 0)
     if not elsewhere:
         return []
-    left_out = f"{counted(elsewhere, 'case')} of other hardware left out"
-    hint = "--gpu h200 --engine predicted predicts them without a GPU"
-    return [f"llamaperf: this run is about {acceptance.gpu}; {left_out} ({hint})"]
+    left_out = f"{counted(elsewhere, 'case')} of other hardware or engines left out"
+    hint = "--gpu h200 --engine predicted predicts those of GPUs without one"
+    return [f"llamaperf: this run is about {acceptance.gpu} and {acceptance.engine_kind}; {left_out} ({hint})"]
 
 
 def case_of(item: pytest.Item) -> Case | None:

@@ -5,6 +5,7 @@ LlamaperfError         anything whose message is meant for a person, never shown
 |   +-- DocumentError  ... in a YAML file, with file and line
 +-- EngineError        an engine or the predictor could not do its work; never a regression
     +-- DoesNotFit     weights or one request need more memory than the GPUs have
+    +-- Unsupported    this kind of engine, in this version, cannot do that: the test skips, and a gate stays closed
     +-- EngineFailure  its process died, hung, ran out of memory, ...: hosting.failures
 """
 
@@ -39,6 +40,10 @@ class EngineError(LlamaperfError):
 
 class DoesNotFit(EngineError):
     """The model, or one request of the workload, needs more GPU memory than there is."""
+
+
+class Unsupported(EngineError):
+    """Nothing went wrong: what was asked is more than this engine, in the version installed here, can do."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

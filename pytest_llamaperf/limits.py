@@ -6,12 +6,12 @@ changes between releases, and the change looks like one of speed.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 from pytest_llamaperf.cases import CPU, Case, Layout, Model, Recipe, Workload
 from pytest_llamaperf.catalog import gpu_named
-from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.lengths import request_lengths
 
 # Batch sizes for which the performance overview captures CUDA graphs; a decode step is padded up to the next one.
@@ -27,6 +27,10 @@ KV_FRACTION = 0.95
 # max_num_tokens. trtllm-bench's heuristic would go down to 2,048, and every chunk reads the weights again.
 LEAST_CHUNK = 8192
 
+
+# Where answers are looked at and no lengths are known: a server of short requests. Without chunks, because log-likelihoods
+# of a prompt in pieces have not been shown to be right.
+TASK_BATCH, TASK_LENGTH = 64, 8192
 
 # The torch engine: requests in flight for each pipeline stage, and tokens a slot can hold at least.
 CPU_SLOTS = 8
@@ -54,14 +58,16 @@ class Limits:
 def default_limits(case: Case, *, kv_fraction: float = KV_FRACTION, chunked_prefill: bool = True) -> Limits:
     """The limits for a case on its GPU, which every engine and the predictor use.
 
-    Raises UsageError for a case of TensorRT-LLM without workload, or of hardware that is not in the catalog.
+    The longest request is that of the workload, as trtllm-bench has it. Raises UsageError for hardware that is not in the
+    catalog.
     """
     if case.engine == "torch" or case.hardware == CPU:
         return _reference_limits(case)
     if not isinstance(case.work, Workload):
-        raise UsageError(f"{case}: {case.work} is an accuracy task, which has no lengths to size batches for")
+        length = min(TASK_LENGTH, case.model.context)
+        return Limits(TASK_BATCH, length, kv_fraction, chunked_prefill=False, max_seq_len=length)
     lengths = request_lengths(case.work)
-    return bench_limits(
+    limits = bench_limits(
         case.model,
         case.recipe,
         case.layout,
@@ -72,6 +78,7 @@ def default_limits(case: Case, *, kv_fraction: float = KV_FRACTION, chunked_pref
         kv_fraction=kv_fraction,
         chunked_prefill=chunked_prefill,
     )
+    return dataclasses.replace(limits, max_seq_len=max(isl + osl for isl, osl in lengths))
 
 
 def _reference_limits(case: Case) -> Limits:

@@ -52,7 +52,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class Measurement:
-    """All that is known of one case: `samples` holds one value for each restart, `elapsed` the seconds of every round."""
+    """All that is known of one case.
+
+    samples    one value for each restart
+    elapsed    seconds of every round
+    reproduce  the command that repeats it by hand, where there is one
+    """
 
     case: Case
     source: Source
@@ -60,6 +65,7 @@ class Measurement:
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     notes: tuple[str, ...] = ()
     elapsed: tuple[float, ...] = ()
+    reproduce: str | None = None
 
     def of(self, metric: Metric) -> Summary:
         """Raises UsageError when this run did not give the metric."""
@@ -88,6 +94,7 @@ class Measurement:
             {metric.versus(_difference(self.case, other.case)): ratios},
             self.fingerprint,
             tuple(dict.fromkeys((*self.notes, *other.notes))),
+            reproduce="\n".join(line for line in (self.reproduce, other.reproduce) if line) or None,
         )
 
 

@@ -45,7 +45,7 @@ class Round:
     @property
     def elapsed(self) -> float:
         """Seconds from the first submission to the last token."""
-        return max(t.last_token for t in self.run.traces) - min(t.submitted for t in self.run.traces)
+        return self.run.elapsed
 
     @property
     def disturbed(self) -> bool:
@@ -120,14 +120,14 @@ def errors_named(about: object) -> Iterator[None]:
         raise EngineError(f"{about}: the engine failed: {type(problem).__name__}: {problem}") from problem
 
 
-def measurement(case: Case, source: Source, restarts: Sequence[Rounds]) -> Measurement:
+def measurement(case: Case, source: Source, restarts: Sequence[Rounds], notes: Sequence[str] = ()) -> Measurement:
     """One value a restart for each metric: the median of its rounds, which a single slow round does not move.
 
-    Raises EngineError where restarts were not alike.
+    `notes` are added to those of the runs. Raises EngineError where restarts were not alike.
     """
     rounds = [found.kept() for found in restarts]
     runs = [found.run for kept in rounds for found in kept]
-    values = [[{**summarize(r.run.traces, case.layout.gpus), **r.run.readings} for r in kept] for kept in rounds]
+    values = [[_values(found.run, case.layout.gpus) for found in kept] for kept in rounds]
     _refuse_uneven(case, [found for kept in values for found in kept])
     samples = {
         metric: tuple(statistics.median(found[metric] for found in kept) for kept in values) for metric in values[0][0]
@@ -137,9 +137,15 @@ def measurement(case: Case, source: Source, restarts: Sequence[Rounds]) -> Measu
         source,
         samples,
         _fingerprint(case, runs),
-        tuple(dict.fromkeys([*(note for run in runs for note in run.notes), *_disturbances(restarts)])),
+        tuple(dict.fromkeys([*(note for run in runs for note in run.notes), *_disturbances(restarts), *notes])),
         elapsed=tuple(found.elapsed for kept in rounds for found in kept),
+        reproduce=runs[0].reproduce,
     )
+
+
+def _values(run: Run, gpus: int) -> dict[Metric, float]:
+    """What the engine reports itself goes before what its traces amount to."""
+    return {**(summarize(run.traces, gpus) if run.traces else {}), **run.readings}
 
 
 def _disturbances(restarts: Sequence[Rounds]) -> list[str]:
@@ -160,7 +166,7 @@ def _disturbances(restarts: Sequence[Rounds]) -> list[str]:
 def _check_complete(case: Case, workload: Workload, run: Run) -> None:
     """Refuse a run that is not the one asked for: requests lost, answers cut short, readings that are no numbers."""
     asked = Counter(request_lengths(workload))
-    found = Counter((trace.input_tokens, trace.output_tokens) for trace in run.traces)
+    found = Counter(run.lengths)
     if asked != found:
         (isl, osl), count = next(iter((asked - found or found - asked).items()))
         raise EngineError(

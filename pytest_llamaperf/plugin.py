@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,18 +20,21 @@ from pytest_llamaperf.checking import (
     note_case,
     opened_engine,
     other_of,
+    tell,
 )
 from pytest_llamaperf.collecting import (
+    case_of,
     expect,
     narrow,
     only_looks,
     parametrize_cases,
+    plan_of,
     refuse_unusable_distribution,
     send_deselected,
     told_after_collection,
 )
 from pytest_llamaperf.engines import Engine, Opener, Surroundings, built_in_openers, opened_by
-from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.errors import LlamaperfError, UsageError
 from pytest_llamaperf.selection import MARKERS
 from pytest_llamaperf.settings import Settings, add_options
 from pytest_llamaperf.surroundings import surroundings_of
@@ -67,6 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[ACCEPTANCE] = acceptance
         if hasattr(config, "workerinput"):
             return
+        if settings.plan:
+            acceptance.check_plan()
         if not only_looks(config):
             acceptance.check_options()
         refuse_unusable_distribution(config)
@@ -91,6 +96,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         yield
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """What a test meets of ours by itself, as when it compares what an engine could not say, is told as shortly."""
+    __tracebackhide__ = True
+    case = case_of(pyfuncitem)
+    try:
+        return (yield)
+    except LlamaperfError as problem:
+        if case is None:
+            raise
+        found = problem
+    tell(pyfuncitem, case, found)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     expect(session.config, session.items, session.config.stash[ACCEPTANCE])
 
@@ -99,8 +118,16 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
     send_deselected(items)
 
 
-def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    return told_after_collection(config, config.stash[ACCEPTANCE])
+def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
+    acceptance = config.stash[ACCEPTANCE]
+    plan = plan_of(items) if acceptance.settings.plan else []
+    return [*told_after_collection(config, acceptance), *plan]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """A plan is all there is to do."""
+    return True if session.config.stash[ACCEPTANCE].settings.plan else None
 
 
 @pytest.fixture

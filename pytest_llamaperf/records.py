@@ -14,7 +14,7 @@ class Result:
     """One metric of one case as it was judged: an entry of `results` in run.json.
 
     `value`, `low`, `high` and `values` are in `unit`; `baseline` is None where nothing was promised. Of an outcome
-    `error` there is no metric and no value.
+    `error` there is no metric and no value. `reproduce` repeats the measurement by hand, where a command does.
     """
 
     nodeid: str
@@ -32,6 +32,7 @@ class Result:
     message: str
     notes: tuple[str, ...] = ()
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    reproduce: str | None = None
 
     @classmethod
     def of_verdict(cls, nodeid: str, verdict: Verdict) -> Result:
@@ -52,6 +53,7 @@ class Result:
             verdict.reason,
             verdict.notes,
             verdict.fingerprint.to_dict(),
+            verdict.reproduce,
         )
 
     @classmethod

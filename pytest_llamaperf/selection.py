@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -12,14 +11,14 @@ import pytest
 
 from pytest_llamaperf.answers import ANSWERS
 from pytest_llamaperf.baselines import BaselineBook
-from pytest_llamaperf.cases import CPU, Case, Layout, Task, Workload
+from pytest_llamaperf.cases import CPU, ENGINES, Case, Layout, Task, Workload
 from pytest_llamaperf.catalog import check_weights, gpus, model_named, recipe_named, workload_named
 from pytest_llamaperf.errors import UsageError, nearest
 from pytest_llamaperf.metrics import metric_named
 
 MARKERS = (
-    "cases(model, recipe, layout, workload or task, hardware=all GPUs): a test for every combination of names",
-    "versus(recipe=..., layout=...): what the case is compared with, the same but for this; measured in turn with it",
+    "cases(model, recipe, layout, workload or task, hardware=all GPUs, engine=all): a test for every combination of names",
+    "versus(recipe=..., layout=..., engine=...): what the case is compared with, the same but for this; measured in turn with it",
     "promised(metric, model='*', ...): a test for every case whose baselines promise the metric and match the patterns",
 )
 
@@ -49,7 +48,7 @@ def selected_cases(
 
 
 def _combined(arguments: Mapping[str, Any], gpu: str, engine: str) -> list[Case]:
-    _refuse_unknown("cases", arguments, (*_PARTS, "task", "hardware"))
+    _refuse_unknown("cases", arguments, (*_PARTS, "task", "hardware", "engine"))
     if "task" in arguments and "workload" in arguments:
         raise UsageError("@pytest.mark.cases: a case has a workload or a task, not both")
     work = "task" if "task" in arguments else "workload"
@@ -61,7 +60,14 @@ def _combined(arguments: Mapping[str, Any], gpu: str, engine: str) -> list[Case]
         if name != CPU and name not in gpus():
             raise UsageError(f"@pytest.mark.cases: unknown hardware {name!r}; {nearest(name, (CPU, *gpus()))}")
     hardware = gpu if gpu in allowed else allowed[0]
-    if hardware == CPU and gpu != CPU:  # not about this run: named by the engine that would run them
+    engines = _names("engine", arguments.get("engine", ENGINES))
+    for name in engines:
+        if name not in ENGINES:
+            raise UsageError(f"@pytest.mark.cases: unknown engine {name!r}; {nearest(name, ENGINES)}")
+    engine = engine if engine in engines else engines[0]
+    if (
+        hardware == CPU and gpu != CPU and "torch" in engines
+    ):  # not about this run: named by the engine that would run it
         engine = "torch"
     cases = [
         Case(hardware, engine, model_named(model), recipe_named(recipe), Layout.parse(layout), _work(work, name))
@@ -76,13 +82,19 @@ def _combined(arguments: Mapping[str, Any], gpu: str, engine: str) -> list[Case]
 
 def other_case(case: Case, marker: pytest.Mark) -> Case:
     """The case that a test's marker `versus` compares with. Raises UsageError for one that is no other."""
-    _refuse_unknown("versus", marker.kwargs, ("recipe", "layout"))
+    _refuse_unknown("versus", marker.kwargs, ("recipe", "layout", "engine"))
     if marker.args or len(marker.kwargs) != 1:
         raise UsageError("@pytest.mark.versus names one thing that is different, as in versus(recipe='bf16')")
     ((part, name),) = marker.kwargs.items()
     if not isinstance(name, str):
         raise UsageError(f"@pytest.mark.versus: {part} is one name, not {name!r}")
-    other = case.with_recipe(recipe_named(name)) if part == "recipe" else case.with_layout(Layout.parse(name))
+    match part:
+        case "recipe":
+            other = case.with_recipe(recipe_named(name))
+        case "layout":
+            other = case.with_layout(Layout.parse(name))
+        case _:
+            other = case.with_engine(name)
     if other == case:
         raise UsageError(f"@pytest.mark.versus({part}={name!r}): that is {case} itself")
     return other
@@ -109,8 +121,16 @@ def _promised(
             raise UsageError(f"@pytest.mark.promised: {part} is a pattern such as 'llama-3*', not {pattern!r}")
     book = book_for(gpu)
     # A promise may be made for another engine than the one that runs, so the book is asked, not compared.
-    named = [dataclasses.replace(entry.case, engine=engine) for entry in book if entry.metric == metric]
-    return [case for case in named if book.find(case, metric) and _matches(case, patterns)]
+    named = [_run_by(engine, entry.case) for entry in book if entry.metric == metric]
+    return [case for case in named if case is not None and book.find(case, metric) and _matches(case, patterns)]
+
+
+def _run_by(engine: str, case: Case) -> Case | None:
+    """None where that engine cannot lay the model out so: the promise is about another engine then."""
+    try:
+        return case.with_engine(engine)
+    except UsageError:
+        return None
 
 
 def _matches(case: Case, patterns: Mapping[str, str]) -> bool:

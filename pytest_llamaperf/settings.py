@@ -30,6 +30,7 @@ class Settings:
     results: Path | None
     gate: bool
     record: bool
+    plan: bool
     restarts: int | None
     rounds: int | None
     deadlines: Deadlines
@@ -44,6 +45,7 @@ class Settings:
             results=_path(config, config.getoption("results")),
             gate=config.getoption("gate"),
             record=config.getoption("record"),
+            plan=config.getoption("plan"),
             restarts=config.getoption("restarts"),
             rounds=config.getoption("rounds"),
             deadlines=Deadlines.parse(config.getini(SETTING)),
@@ -89,6 +91,12 @@ def add_options(parser: pytest.Parser) -> None:
         action="store_true",
         help="write what was measured and is not promised in git to DIR/local/<machine>.yaml, as promises for this "
         "machine, with tolerances from the spread between restarts",
+    )
+    group.addoption(
+        "--plan",
+        action="store_true",
+        help="run nothing: print what TensorRT-LLM would be given for each case, LLM() arguments and trtllm-bench "
+        "commands; needs neither a GPU nor TensorRT-LLM",
     )
     group.addoption(
         "--restarts",

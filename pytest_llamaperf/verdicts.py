@@ -33,6 +33,7 @@ class Verdict:
     outcome: Outcome
     notes: tuple[str, ...] = ()
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    reproduce: str | None = None
 
     @property
     def reason(self) -> str:
@@ -50,7 +51,10 @@ class Verdict:
     def __str__(self) -> str:
         """The failure as a person reads it: promise, fact, difference, where it stands, and what to do."""
         told = {**self._promise_and_fact(), **{f"note {n + 1}": note for n, note in enumerate(self.notes)}}
-        lines = [f"    {name:<10} {text}" for name, text in {**told, "to do": self.advice}.items()]
+        told["to do"] = self.advice
+        if self.reproduce:
+            told["by hand"] = self.reproduce.replace("\n", f"\n{'':15}")
+        lines = [f"    {name:<10} {text}" for name, text in told.items()]
         return "\n".join([f"{self.case}", f"  {self.summary.metric}: {self.outcome}", *lines])
 
     def _promise_and_fact(self) -> dict[str, str]:
@@ -99,13 +103,14 @@ def judge(
     baseline: Baseline | None,
     notes: tuple[str, ...] = (),
     fingerprint: Fingerprint | None = None,
+    reproduce: str | None = None,
 ) -> Verdict:
     """The whole interval on the good side of the limit: pass; on the other: regression; across it: inconclusive.
 
     A prediction has no interval and is judged by its value. A single measured restart has none either, and is
     inconclusive: it says nothing about how much restarts differ.
     """
-    return Verdict(case, summary, baseline, _outcome(summary, baseline), notes, fingerprint or Fingerprint())
+    return Verdict(case, summary, baseline, _outcome(summary, baseline), notes, fingerprint or Fingerprint(), reproduce)
 
 
 def _outcome(summary: Summary, baseline: Baseline | None) -> Outcome:

@@ -1,6 +1,7 @@
 """The embedded model on any CPU: how fast it is, and what recipes and layouts make of it, each measured in this run.
 
 A CPU makes no claim about a GPU. What holds on both is the way from a checkpoint to a verdict, and that is run for real.
+Nine heads go into two ranks unevenly, which the torch engine alone can do.
 """
 
 import pytest
@@ -12,7 +13,8 @@ ALL_AT_ONCE, ONE_BY_ONE, FOUR_USERS = "max-throughput-16-8", "min-latency-16-8",
 
 
 @pytest.mark.cases(**EMBEDDED, recipe=["bf16", "modelopt-fp8", "llama-fp8"], layout="tp1", workload=ALL_AT_ONCE)
-@pytest.mark.cases(**EMBEDDED, recipe="bf16", layout=["tp2", "pp2"], workload=ALL_AT_ONCE)
+@pytest.mark.cases(**EMBEDDED, recipe="bf16", layout="tp2", workload=ALL_AT_ONCE, engine="torch")
+@pytest.mark.cases(**EMBEDDED, recipe="bf16", layout="pp2", workload=ALL_AT_ONCE)
 def test_throughput(case, measure, baseline):
     run = measure(case)
 
@@ -35,7 +37,7 @@ def test_a_recipe_costs_no_more_than_it_did(case, other, measure, baseline):
     baseline.check(quantized.versus(reference, OUTPUT_THROUGHPUT), OUTPUT_THROUGHPUT.versus("bf16"))
 
 
-@pytest.mark.cases(**EMBEDDED, recipe="bf16", layout="pp2", workload=ALL_AT_ONCE)
+@pytest.mark.cases(**EMBEDDED, recipe="bf16", layout="pp2", workload=ALL_AT_ONCE, engine="torch")
 @pytest.mark.versus(layout="tp2")
 def test_pipeline_against_tensor_parallelism(case, other, measure, baseline):
     pipeline, tensor = measure(case), measure(other)

@@ -16,7 +16,7 @@ from pytest_llamaperf.answers import ALONE, NOISE, PROMPTS, TEXTS, TOKENS, Agree
 from pytest_llamaperf.cases import Task, Workload
 from pytest_llamaperf.catalog import case_of_key, model_named
 from pytest_llamaperf.engines import Run, Scored
-from pytest_llamaperf.errors import EngineError, UsageError
+from pytest_llamaperf.errors import Unsupported, UsageError
 from pytest_llamaperf.measurements import Source
 
 pytest_plugins = ["pytester"]
@@ -184,7 +184,7 @@ def test_questions_fit_what_the_smallest_engine_can_read() -> None:
     assert max(len(text.encode()) for text in (*PROMPTS, *TEXTS)) + TOKENS <= 512
 
 
-def test_an_engine_without_answers_is_an_error_that_names_the_case() -> None:
+def test_an_engine_without_answers_says_so_and_names_the_case() -> None:
     class Mute:
         source = Source.MEASURED
 
@@ -193,7 +193,7 @@ def test_an_engine_without_answers_is_an_error_that_names_the_case() -> None:
 
         def close(self) -> None: ...
 
-    with pytest.raises(EngineError, match="cpu/torch/smollm2-135m/bf16/tp1/answers: this engine runs workloads and"):
+    with pytest.raises(Unsupported, match="cpu/torch/smollm2-135m/bf16/tp1/answers: torch runs workloads and"):
         answers_of(CASE, Mute())
 
 
@@ -256,19 +256,14 @@ def test_speed(case, measure):
     assert lines.count("generate bf16/tp1") == 3  # twice in a batch, once alone
 
 
-def test_an_engine_that_cannot_be_asked_fails_the_test_that_asks(session: Session) -> None:
+def test_an_engine_that_cannot_be_asked_skips_the_test_that_asks(session: Session) -> None:
     mute = fake_engine(every=[100.0]).replace("def score", "def no_score")
 
-    result = session(conftest=mute)
+    result = session("-rs", conftest=mute)
 
-    result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(
-        [
-            "cpu/torch/smollm2-135m/bf16/tp2/answers",
-            "  error, not a regression: this engine runs workloads and cannot be*",
-        ]
-    )
-    result.stdout.no_fnmatch_line("*Traceback*")
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines(["SKIPPED*: cpu/torch/smollm2-135m/bf16/tp2/answers*"])
+    result.stdout.fnmatch_lines(["  not supported: torch runs workloads and cannot be asked*"])
 
 
 def test_measuring_a_case_about_answers_is_a_usage_error_that_names_the_test(session: Session) -> None:

@@ -657,7 +657,9 @@ def test_cases_of_other_hardware_are_left_out_and_counted(pytester: pytest.Pytes
 
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     result.assert_outcomes(deselected=2)
-    result.stdout.fnmatch_lines(["llamaperf: this run is about cpu; 2 cases of other hardware left out*"])
+    result.stdout.fnmatch_lines(
+        ["llamaperf: this run is about cpu and torch; 2 cases of other hardware or engines left out*"]
+    )
 
 
 @pytest.fixture
@@ -819,14 +821,17 @@ def test_a_broken_baseline_file_is_a_usage_error_with_file_and_line(
     )
 
 
-def test_an_engine_this_version_lacks_is_a_usage_error(pytester: pytest.Pytester) -> None:
+def test_an_engine_that_is_not_here_is_a_usage_error(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(pytester.path))
     pytester.makepyfile(SUITE)
 
     result = pytester.runpytest("--gpu=cpu", "--engine=trtllm-bench")
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        ["ERROR: --engine trtllm-bench: this version of pytest-llamaperf brings no trtllm-bench*"]
+        ["ERROR: --engine trtllm-bench: there is no trtllm-bench on the PATH; it comes with TensorRT-LLM*"]
     )
 
 

@@ -524,8 +524,6 @@ def test_accuracy_cannot_be_predicted() -> None:
 
     with pytest.raises(UsageError, match="speed can be predicted, the accuracy of gsm8k cannot"):
         predict(case)
-    with pytest.raises(UsageError, match="gsm8k is an accuracy task, which has no lengths to size batches for"):
-        default_limits(case)
 
 
 def test_a_cpu_has_no_operator_times() -> None:

@@ -144,7 +144,9 @@ def main() -> int:
     events.send({"ready": {"python": version, "pid": os.getpid()}})
     with os.fdopen(commands, "rb") as lines:
         serve(driver, lines, events)
-    return 0
+    # Everything is answered and closed. What libraries do at exit may wait for ever: MPI for workers that are gone.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

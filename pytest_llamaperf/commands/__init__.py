@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from pytest_llamaperf.commands.doctor import doctor
+from pytest_llamaperf.commands.launch import launch
 from pytest_llamaperf.commands.predict import predict
 from pytest_llamaperf.errors import LlamaperfError, UsageError
 
@@ -41,3 +42,4 @@ def main() -> None:
 
 main.add_command(predict)
 main.add_command(doctor)
+main.add_command(launch)

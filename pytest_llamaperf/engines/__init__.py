@@ -7,10 +7,11 @@ virtual time and with its own source, so that everything after it exists once.
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from pytest_llamaperf.cases import ENGINES, Case, Layout, Model, Recipe, Workload
 from pytest_llamaperf.errors import UsageError, nearest
@@ -47,13 +48,42 @@ class EngineSpec:
 
 
 @dataclass(frozen=True)
+class Untraced:
+    """Of a run whose requests only the engine timed: their (ISL, OSL), and seconds from the first to the last."""
+
+    lengths: tuple[tuple[int, int], ...]
+    elapsed: float
+
+
+@dataclass(frozen=True)
 class Run:
-    """One run of a workload: a trace for each request, and what else was read (`readings`, in the metric's unit)."""
+    """One run of a workload: a trace for each request, and what else was read.
+
+    readings   values that the engine reports itself, in the metric's unit; they go before those made of traces
+    reproduce  the command that repeats the run by hand, without this project, where there is one
+    untraced   in the place of traces, where there are none
+    """
 
     traces: tuple[Trace, ...]
     readings: Mapping[Metric, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    reproduce: str | None = None
+    untraced: Untraced | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from the first submission to the last token."""
+        if self.untraced is not None:
+            return self.untraced.elapsed
+        return max(t.last_token for t in self.traces) - min(t.submitted for t in self.traces)
+
+    @property
+    def lengths(self) -> tuple[tuple[int, int], ...]:
+        """(ISL, OSL) of every request that was answered."""
+        if self.untraced is not None:
+            return self.untraced.lengths
+        return tuple((trace.input_tokens, trace.output_tokens) for trace in self.traces)
 
 
 class Engine(Protocol):
@@ -69,6 +99,13 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class FreshEngine(Engine, Protocol):
+    """An engine that loads its model for every run, and warms it up itself: each run is a restart."""
+
+    starts_with_every_run: Literal[True]
+
+
 @dataclass(frozen=True)
 class Scored:
     """Of every token of a sequence after the first: its log-probability (nats), and the token most likely there."""
@@ -79,7 +116,10 @@ class Scored:
 
 @runtime_checkable
 class AnsweringEngine(Engine, Protocol):
-    """An engine whose answers can be looked at. All methods raise EngineError when the work could not be done."""
+    """An engine whose answers can be looked at.
+
+    All methods raise EngineError when the work could not be done, Unsupported for what this engine cannot be asked.
+    """
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, without special tokens."""
@@ -123,7 +163,7 @@ class Readiness:
 
 
 # The kinds this version of the plugin brings.
-BUILT_IN = (PREDICTED, "torch")
+BUILT_IN = KINDS
 
 
 def built_in_openers(surroundings: Surroundings) -> dict[str, Opener]:
@@ -134,7 +174,17 @@ def built_in_openers(surroundings: Surroundings) -> dict[str, Opener]:
 
         return TorchEngine(spec, surroundings)
 
-    return {PREDICTED: open_predicted, "torch": torch}
+    def tensorrt_llm(spec: EngineSpec) -> Engine:
+        from pytest_llamaperf.engines.trtllm.serving import ServingEngine
+
+        return ServingEngine(spec, surroundings)
+
+    def trtllm_bench(spec: EngineSpec) -> Engine:
+        from pytest_llamaperf.engines.trtllm.benchmarking import BenchEngine
+
+        return BenchEngine(spec, surroundings)
+
+    return {PREDICTED: open_predicted, "torch": torch, "tensorrt-llm": tensorrt_llm, "trtllm-bench": trtllm_bench}
 
 
 def opened_by(brought: Sequence[Mapping[str, Opener]]) -> dict[str, Opener]:
@@ -157,18 +207,29 @@ def opened_by(brought: Sequence[Mapping[str, Opener]]) -> dict[str, Opener]:
     return openers
 
 
-# Packages each of our engines needs, and the extra that brings them.
-_NEEDS = {PREDICTED: ("predict", ("aiconfigurator_core",)), "torch": ("torch", ("torch", "safetensors", "tokenizers"))}
+def is_built_in(opener: Opener) -> bool:
+    """Whether an opener is one of ours, whose needs are known, or was brought by a conftest."""
+    return opener.__module__ == __name__
+
+
+# Packages each of our engines needs, and how to get them.
+_NEEDS = {
+    PREDICTED: (("aiconfigurator_core",), "pip install 'pytest-llamaperf[predict]'"),
+    "torch": (("torch", "safetensors", "tokenizers"), "pip install 'pytest-llamaperf[torch]'"),
+    "tensorrt-llm": (("tensorrt_llm",), "use NVIDIA's TensorRT-LLM container, or its wheels from NVIDIA's index"),
+}
 
 
 def readiness(kind: str, kinds: Sequence[str]) -> Readiness:
     """What stands between this machine and an engine of this kind, where `kinds` can be opened."""
     if kind not in kinds:
         return Readiness(False, f"this version of pytest-llamaperf brings no {kind} engine yet")
-    extra, packages = _NEEDS.get(kind, ("", ()))
+    packages, advice = _NEEDS.get(kind, ((), ""))
     missing = [package.replace("_", "-") for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        return Readiness(False, f"{', '.join(missing)} is missing: pip install 'pytest-llamaperf[{extra}]'")
+        return Readiness(False, f"{', '.join(missing)} is missing: {advice}")
+    if kind == "trtllm-bench" and shutil.which("trtllm-bench") is None:
+        return Readiness(False, "there is no trtllm-bench on the PATH; it comes with TensorRT-LLM")
     return Readiness(True, "ready")
 
 

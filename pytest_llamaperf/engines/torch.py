@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pytest_llamaperf.cases import CPU, Model, Number, Workload
-from pytest_llamaperf.checkpoints import Checkpoint, CheckpointStore
+from pytest_llamaperf.checkpoints import Checkpoint
 from pytest_llamaperf.engines import EngineSpec, Run, Scored, Surroundings
-from pytest_llamaperf.errors import EngineError
-from pytest_llamaperf.hosting.host import Host, Progress
+from pytest_llamaperf.engines.starting import checkpoint_for, fingerprint, started
+from pytest_llamaperf.errors import Unsupported
 from pytest_llamaperf.hosting.phases import Phase
 from pytest_llamaperf.lengths import request_lengths
 from pytest_llamaperf.measurements import Fingerprint, Source
@@ -37,34 +34,20 @@ class TorchEngine:
     source = Source.MEASURED
 
     def __init__(self, spec: EngineSpec, surroundings: Surroundings) -> None:
-        def tell(progress: Progress) -> None:
-            surroundings.on_progress(f"{spec}: {progress.text}", progress.done, progress.total)
-
         _refuse_what_cannot_be(spec)
         checkpoint = None if spec.model.random else checkpoint_for(spec, surroundings)
-        log = surroundings.logs / f"{str(spec).replace('/', '_')}.log"
-        started = time.monotonic()
+        began = time.monotonic()
         with contextlib.ExitStack() as ending:
-            # What ranks leave in their folder for temporary files when they are killed goes with it.
-            scratch = Path(tempfile.mkdtemp(prefix="llamaperf-engine-"))
-            ending.callback(shutil.rmtree, scratch, ignore_errors=True)
-            self._host = Host(
-                DRIVER,
-                log=log,
-                deadlines=surroundings.deadlines,
-                environment={"TMPDIR": str(scratch)},
-                on_progress=tell,
-            )
-            ending.callback(self._host.kill)
+            self._host = started(DRIVER, spec, surroundings, ending)
             settings = settings_for(spec, checkpoint)
             loaded = self._host.call("load", settings, Phase.LOAD)
-            self._load_time = time.monotonic() - started
+            self._load_time = time.monotonic() - began
             self._fingerprint = _fingerprint(settings, loaded, checkpoint)
             self._ending = ending.pop_all()
 
     def run(self, workload: Workload) -> Run:
         if workload.arrival_rate is not None:
-            raise EngineError(
+            raise Unsupported(
                 f"{workload}: the torch engine has no open loop; it runs max-throughput, min-latency and concurrency-N"
             )
         lengths = request_lengths(workload)
@@ -102,19 +85,11 @@ class TorchEngine:
 
 def _refuse_what_cannot_be(spec: EngineSpec) -> None:
     if spec.layout.dp > 1:
-        raise EngineError(f"{spec}: the torch engine serves no copies side by side; measure {spec.layout} without dp")
+        raise Unsupported(f"{spec}: the torch engine serves no copies side by side; measure {spec.layout} without dp")
     drawn = {Number.FP32, Number.BF16, Number.FP8_TENSOR, Number.FP8_ROW}
     for number in (spec.recipe.attention, spec.recipe.feed_forward):
         if spec.model.random and number not in drawn:
-            raise EngineError(f"{spec}: random weights cannot be drawn as {number}; these can: {', '.join(drawn)}")
-
-
-def checkpoint_for(spec: EngineSpec, surroundings: Surroundings) -> Checkpoint:
-    def tell(progress: Progress) -> None:
-        surroundings.on_progress(f"{spec.model} {spec.recipe}: {progress.text}", progress.done, progress.total)
-
-    store = CheckpointStore(deadlines=surroundings.deadlines, on_progress=tell, logs=surroundings.logs)
-    return store.get(spec.model, spec.recipe)
+            raise Unsupported(f"{spec}: random weights cannot be drawn as {number}; these can: {', '.join(drawn)}")
 
 
 def settings_for(spec: EngineSpec, checkpoint: Checkpoint | None) -> dict[str, Any]:
@@ -158,18 +133,10 @@ def _config(model: Model) -> dict[str, Any]:
 
 
 def _fingerprint(settings: Mapping[str, Any], loaded: Mapping[str, Any], checkpoint: Checkpoint | None) -> Fingerprint:
-    """Versions and settings as the child found them; the checkpoint by its content, not by where it lies.
-
-    Who wrote the checkpoint is a setting: recipes that are compared were written by different libraries.
-    """
+    """Versions and settings as the child found them."""
     kept = ("slots", "positions", "most_prompt_tokens", "device")
-    effective: dict[str, str | int | float | bool] = {name: settings[name] for name in kept}
-    effective["threads"] = loaded["threads"]
-    effective["checkpoint"] = "random weights" if checkpoint is None else checkpoint.digest
-    if checkpoint is not None and checkpoint.versions:
-        written_by = [f"{name} {version}" for name, version in sorted(checkpoint.versions.items())]
-        effective["checkpoint written by"] = ", ".join(written_by)
-    return Fingerprint(versions=loaded["versions"], settings=effective)
+    effective = {**{name: settings[name] for name in kept}, "threads": loaded["threads"]}
+    return fingerprint(loaded["versions"], effective, checkpoint)
 
 
 def _trace(reading: Sequence[float]) -> Trace:

@@ -14,13 +14,20 @@ from pytest_llamaperf.wording import shown_path
 
 class FailureKind(StrEnum):
     OUT_OF_MEMORY = "out-of-memory"
-    DIED = "died"  # by a signal
+    DIED = "died"  # by a signal, or a worker of it
     HANG = "hang"
     CRASHED = "crashed"  # an exception, or an exit status other than 0
     PROTOCOL = "protocol"  # something else than was agreed came out of the process
     NOT_INSTALLED = "not-installed"
     DISK_FULL = "disk-full"
     INTERRUPTED = "interrupted"  # it ended as if all were well, with an answer outstanding
+    USAGE = "usage"  # it does not take an option it was given
+    CHECKPOINT = "checkpoint"  # it cannot read the weights, or they are not what was asked for
+    GPU_COUNT = "gpu-count"
+    GPU_FAULT = "gpu-fault"  # an error of CUDA or NCCL that a new process may meet again
+    REQUEST = "request"  # one request was refused or failed
+    BAD_REPORT = "bad-report"  # it ran something else than was asked, or does not say what it ran
+    UNSTABLE = "unstable"  # the machine was not fit to measure on
 
 
 MOST_LINES = 8  # of an exception's message: PyTorch's may go on with all frames of C++
@@ -44,6 +51,34 @@ _TOLD = {
         "free some space where caches and results are kept, in /tmp, or in /dev/shm",
     ),
     FailureKind.INTERRUPTED: ("the engine ended by itself", "look in its log for who asked it to stop"),
+    FailureKind.USAGE: (
+        "the engine refuses an option",
+        "this version takes other options than the adapter gives; docs/first-run-on-h200.md says where to change them",
+    ),
+    FailureKind.CHECKPOINT: (
+        "the engine cannot use the checkpoint",
+        "check its quantization and its files, or let this project make one: model and recipe by name",
+    ),
+    FailureKind.GPU_COUNT: (
+        "the engine found too few GPUs",
+        "look at CUDA_VISIBLE_DEVICES and at what else runs here, or use a smaller layout",
+    ),
+    FailureKind.GPU_FAULT: (
+        "a GPU or the links between GPUs failed",
+        "take this node out of use until it is checked: nothing measured on it after this can be trusted",
+    ),
+    FailureKind.REQUEST: (
+        "the engine failed a request",
+        "the request and its reason stand in the log; a result without it would be of another workload",
+    ),
+    FailureKind.BAD_REPORT: (
+        "what the engine reports is not what was asked",
+        "nothing of it was used; compare its log with the command in it",
+    ),
+    FailureKind.UNSTABLE: (
+        "the machine was not fit to measure on",
+        "see to that, then run again; a slower result here would have said nothing about the engine",
+    ),
 }
 
 # What gives a kind away in `TypeName: message`; the first that fits counts, and what fits none has crashed.
@@ -58,8 +93,22 @@ _SIGNATURES = (
     (FailureKind.DISK_FULL, r"No space left on device|Disk quota exceeded"),
     (FailureKind.NOT_INSTALLED, r"^(ModuleNotFoundError|ImportError)\b"),  # the latter where a library of it is missing
     (FailureKind.PROTOCOL, r"^NotJson\b"),  # of children/program.py
+    # Of CUDA these are sticky: every later call of the process fails with them, and often of the next process too.
+    (FailureKind.GPU_FAULT, r"illegal memory access|unspecified launch failure|CUDA error: .*(ECC|hardware stack)"),
+    (FailureKind.GPU_FAULT, r"\bNCCL\b.*(error|timeout|timed out|failed)|ncclSystemError|ncclUnhandledCudaError"),
+    (FailureKind.GPU_COUNT, r"Only \d+ GPUs are available, but \d+ are required"),
     (FailureKind.DIED, r"\bdied by signal \d+"),  # what drivers say of their ranks
+    (FailureKind.DIED, r"Executor worker died|MPI_ABORT|MPI_Abort"),
+    (FailureKind.CHECKPOINT, r"Unsupported quantization_config|Specified quant_algo .* conflict|hf_quant_config\.json"),
+    (FailureKind.CHECKPOINT, r"tokenizer\.(json|model)\b.*(not found|No such file)|Can't load (the )?tokenizer"),
+    (FailureKind.USAGE, r"got invalid argument|[Ee]xtra inputs are not permitted|extra_forbidden"),
+    (FailureKind.USAGE, r"got an unexpected keyword argument|No such option|Usage: trtllm-bench"),
+    (FailureKind.REQUEST, r"^(RequestError|WrongOutput)\b|Requests failed:|exceeds? .*max_num_tokens"),
+    (FailureKind.BAD_REPORT, r"^WrongLogprobs\b"),  # of children/trtllm/scoring.py
 )
+
+# Texts that are only written while an engine is starting, wherever they are read.
+_STARTING = r"Executor creation failed|died during initialization|Only \d+ GPUs are available|Unsupported quantization"
 
 
 class EngineFailure(EngineError):
@@ -83,6 +132,11 @@ class EngineFailure(EngineError):
         self.log, self.last_lines, self.remains = log, tuple(last_lines), tuple(remains)
         super().__init__(self._text())
 
+    @property
+    def after_the_work(self) -> bool:
+        """It only would not end, and has been ended: what it had answered before is as good as ever."""
+        return self.kind is FailureKind.HANG and self.phase is Phase.CLOSE and not self.remains
+
     def _text(self) -> str:
         """What happened and when, what to do, where more stands."""
         happened, advice = _TOLD[self.kind]
@@ -97,7 +151,32 @@ class EngineFailure(EngineError):
 def classify(phase: Phase, type_name: str, message: str, *, log: Path | None = None) -> EngineFailure:
     """The failure that an exception in the engine's process amounts to, by its type's name and its message."""
     text = f"{type_name}: {message.strip()}".removesuffix(": ")
-    kind = next((kind for kind, pattern in _SIGNATURES if re.search(pattern, text)), FailureKind.CRASHED)
     lines = text.splitlines()
     problem = "\n".join(lines[:MOST_LINES] + ["..."] * (len(lines) > MOST_LINES))
-    return EngineFailure(kind, phase, problem, log=log)
+    return EngineFailure(_kind_of(text), phase, problem, log=log)
+
+
+def classify_output(phase: Phase, status: int, lines: Sequence[str], *, log: Path | None = None) -> EngineFailure:
+    """The failure that the end of a program amounts to, by its exit status (negative: a signal) and its last lines.
+
+    The line that tells is the last one that gives a kind away; a traceback's, of its exceptions the last.
+    """
+    telling = [line.strip() for line in lines if _kind_of(line.strip()) is not FailureKind.CRASHED]
+    raised = [line.strip() for line in lines if re.match(r"^[\w.]*(Error|Exception|Interrupt)\b", line.strip())]
+    problem = (telling or raised or [line.strip() for line in lines if line.strip()] or [""])[-1]
+    kind = _kind_of(problem)
+    if re.search(_STARTING, problem):
+        phase = Phase.LOAD
+    if status < 0 or status in (134, 137):  # as a shell tells of SIGABRT and SIGKILL
+        number = -status if status < 0 else status - 128
+        told = f"died by signal {number}" + (f" after: {problem}" if problem else "")
+        return EngineFailure(FailureKind.DIED if kind is FailureKind.CRASHED else kind, phase, told, log=log)
+    if status == 2 and kind is FailureKind.CRASHED:  # click's, for a command line it does not understand
+        kind = FailureKind.USAGE
+    return EngineFailure(kind, phase, f"exit status {status}: {problem}", log=log)
+
+
+def _kind_of(text: str) -> FailureKind:
+    """Qualified names of exceptions count by their last part: `tensorrt_llm.executor.RequestError`."""
+    text = re.sub(r"^(?:\w+\.)+(\w+(?:Error|Exception)\b)", r"\1", text)
+    return next((kind for kind, pattern in _SIGNATURES if re.search(pattern, text)), FailureKind.CRASHED)

@@ -1,0 +1,66 @@
+"""What every engine in a child process starts with: its checkpoint, its host, a folder for what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from pytest_llamaperf.checkpoints import Checkpoint, CheckpointStore
+from pytest_llamaperf.engines import EngineSpec, Surroundings
+from pytest_llamaperf.hosting.host import Host, Progress
+from pytest_llamaperf.hosting.phases import Deadlines
+from pytest_llamaperf.measurements import Fingerprint
+
+
+def checkpoint_for(spec: EngineSpec, surroundings: Surroundings) -> Checkpoint:
+    """Made if it has to be. Raises EngineError where it cannot be had."""
+
+    def tell(progress: Progress) -> None:
+        surroundings.on_progress(f"{spec.model} {spec.recipe}: {progress.text}", progress.done, progress.total)
+
+    store = CheckpointStore(deadlines=surroundings.deadlines, on_progress=tell, logs=surroundings.logs)
+    return store.get(spec.model, spec.recipe)
+
+
+def started(
+    driver: str,
+    spec: EngineSpec,
+    surroundings: Surroundings,
+    ending: contextlib.ExitStack,
+    *,
+    deadlines: Deadlines | None = None,
+) -> Host:
+    """A host that `ending` kills, with a folder for temporary files that goes with it. Raises EngineFailure."""
+
+    def tell(progress: Progress) -> None:
+        surroundings.on_progress(f"{spec}: {progress.text}", progress.done, progress.total)
+
+    # What processes leave in their folder for temporary files when they are killed goes with it.
+    scratch = Path(tempfile.mkdtemp(prefix="llamaperf-engine-"))
+    ending.callback(shutil.rmtree, scratch, ignore_errors=True)
+    host = Host(
+        driver,
+        log=surroundings.logs / f"{str(spec).replace('/', '_')}.log",
+        deadlines=deadlines or surroundings.deadlines,
+        environment={"TMPDIR": str(scratch)},
+        on_progress=tell,
+    )
+    ending.callback(host.kill)
+    return host
+
+
+def fingerprint(
+    versions: Mapping[str, str], settings: Mapping[str, str | int | float | bool], checkpoint: Checkpoint | None
+) -> Fingerprint:
+    """The checkpoint by its content, not by where it lies.
+
+    Who wrote the checkpoint is a setting: recipes that are compared were written by different libraries.
+    """
+    effective = {**settings, "checkpoint": "random weights" if checkpoint is None else checkpoint.digest}
+    if checkpoint is not None and checkpoint.versions:
+        written_by = [f"{name} {version}" for name, version in sorted(checkpoint.versions.items())]
+        effective["checkpoint written by"] = ", ".join(written_by)
+    return Fingerprint(versions=dict(versions), settings=effective)
