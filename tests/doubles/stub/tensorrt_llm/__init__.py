@@ -1,0 +1,1 @@
+"""What an installation from PyPI alone may leave: a package that can be imported, and nothing in it."""

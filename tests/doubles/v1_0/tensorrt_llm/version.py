@@ -1,0 +1,3 @@
+"""What the package says of itself."""
+
+__version__ = "1.0.0"
