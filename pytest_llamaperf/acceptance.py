@@ -12,7 +12,10 @@ from pytest_llamaperf.cases import CPU, Case
 from pytest_llamaperf.engines import PREDICTED, Engine, EngineSpec, Opener, Surroundings, is_built_in, readiness
 from pytest_llamaperf.engines.trtllm.nodes import found_nodes
 from pytest_llamaperf.errors import EngineError, UsageError
+from pytest_llamaperf.gpu_watch import occupied
 from pytest_llamaperf.hardware import Machine, find_machine
+from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
+from pytest_llamaperf.hosting.phases import Phase
 from pytest_llamaperf.measurements import Measurement, Source
 from pytest_llamaperf.measuring import Sampling
 from pytest_llamaperf.metrics import Metric
@@ -68,14 +71,20 @@ class Acceptance:
             restarts=self.settings.restarts or (3 if on_cpu else 2),
             rounds=self.settings.rounds or (2 if on_cpu else 3),
             watch_cpu=on_cpu,
+            watch_gpus=None if on_cpu or not self.measures else self.gpu,
         )
         return Bench(self.open, sampling, together=on_cpu, on_progress=self.surroundings.on_progress)
 
     def open(self, spec: EngineSpec) -> Engine:
-        """An engine of its kind, or the predictor where this run predicts. Raises EngineError."""
+        """An engine of its kind, or the predictor where this run predicts.
+
+        Raises EngineError, also where others hold the GPUs it would use.
+        """
         kind = spec.kind if self.measures else PREDICTED
         if kind not in self.openers:
             raise EngineError(f"{spec}: nothing here opens an engine of this kind")
+        if self.measures and spec.hardware != CPU and (held := occupied(spec.hardware)):
+            raise EngineFailure(FailureKind.UNSTABLE, Phase.LOAD, "; ".join(held))
         return self.openers[kind](spec)
 
     def check_options(self) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pytest_llamaperf.cases import CPU
 from pytest_llamaperf.catalog import gpus
@@ -83,6 +84,20 @@ def find_machine() -> Machine:
         return Machine((), None, _processor(), str(problem))
     visible = tuple(gpu for index, gpu in found if _is_visible(index, gpu))
     return Machine(visible, driver, _processor(), "; ".join(lost) or None)
+
+
+@contextlib.contextmanager
+def devices(name: str) -> Iterator[dict[int, Any]]:
+    """NVML's handles by number, of GPUs of this catalog name that this process may use. Raises NVMLError."""
+    import pynvml
+
+    with _nvml():
+        found = [(index, _found(index)) for index in range(pynvml.nvmlDeviceGetCount())]
+        yield {
+            index: pynvml.nvmlDeviceGetHandleByIndex(index)
+            for index, gpu in found
+            if gpu.name == name and _is_visible(index, gpu)
+        }
 
 
 def _is_visible(index: int, gpu: FoundGpu) -> bool:

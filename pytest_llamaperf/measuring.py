@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import statistics
 from collections import Counter
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 from pytest_llamaperf.cases import Case, Task, Workload
 from pytest_llamaperf.engines import Engine, Run
 from pytest_llamaperf.errors import EngineError, LlamaperfError, UsageError
+from pytest_llamaperf.gpu_watch import GpuWatch
+from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
+from pytest_llamaperf.hosting.phases import Phase
 from pytest_llamaperf.lengths import request_lengths
 from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
 from pytest_llamaperf.metrics import Metric
@@ -28,11 +32,13 @@ class Sampling:
     """How much evidence: engine restarts, and rounds of each workload within one.
 
     Rounds that are not kept, for warming up and for what others did on the machine, are at most `rounds` more.
+    Watched are what others do on the CPU, or the GPUs of a catalog name.
     """
 
     restarts: int
     rounds: int
     watch_cpu: bool = False
+    watch_gpus: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,12 +100,24 @@ class Rounds:
         return first if first.elapsed > STATIONARY * statistics.median(other.elapsed for other in others) else None
 
     def _round(self, engine: Engine) -> Round:
-        """Raises EngineError for a run that failed or was not the one asked for."""
+        """Raises EngineError for a run that failed, was not the one asked for, or was made on GPUs that were not fit."""
         before = CpuReading.now() if self._sampling.watch_cpu else None
         with errors_named(self.case):
-            run = engine.run(self._workload)
+            run = self._watched(engine)
         _check_complete(self.case, self._workload, run)
         return Round(run, CpuReading.now().other_cores(before) if before else 0.0)
+
+    def _watched(self, engine: Engine) -> Run:
+        """A run of the engine, on GPUs that were looked at meanwhile where there are any."""
+        if self._sampling.watch_gpus is None:
+            return engine.run(self._workload)
+        with GpuWatch(self._sampling.watch_gpus) as watch:
+            run = engine.run(self._workload)
+        if watch.problems:
+            raise EngineFailure(FailureKind.UNSTABLE, Phase.RUN, "; ".join(watch.problems))
+        if watch.blind:
+            return dataclasses.replace(run, notes=(*run.notes, f"the GPUs were not watched: {watch.blind}"))
+        return run
 
 
 def workload_of(case: Case) -> Workload:

@@ -2,41 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pynvml
 import pytest
+from nvml_driver import H100, H100_PCIE, H200, Driver
 
 from pytest_llamaperf.hardware import FoundGpu, find_machine
-
-H200 = ("NVIDIA H200", 150_754_820_096)
-H100 = ("NVIDIA H100 80GB HBM3", 85_520_809_984)
-H100_PCIE = ("NVIDIA H100 PCIe", 85_520_809_984)
-
-
-class Driver:
-    """Answers of NVML; `open` counts who asked for it and did not hand it back."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, int]) -> None:
-        self.open = 0
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        for name, answer in {
-            "nvmlInit": self._init,
-            "nvmlShutdown": self._shutdown,
-            "nvmlSystemGetDriverVersion": lambda: "570.133.20",
-            "nvmlDeviceGetCount": lambda: len(gpus),
-            "nvmlDeviceGetHandleByIndex": lambda index: index,
-            "nvmlDeviceGetName": lambda handle: gpus[handle][0],
-            "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=gpus[handle][1], free=1, used=2),
-            "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}",
-        }.items():
-            monkeypatch.setattr(pynvml, name, answer)
-
-    def _init(self) -> None:
-        self.open += 1
-
-    def _shutdown(self) -> None:
-        self.open -= 1
 
 
 def test_eight_h200_are_found_by_their_catalog_name(monkeypatch: pytest.MonkeyPatch) -> None:
