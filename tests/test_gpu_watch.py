@@ -96,9 +96,7 @@ def test_memory_that_others_hold_is_waited_for_and_then_told(monkeypatch: pytest
     assert driver.open == 0
 
 
-def test_a_failure_of_the_run_is_told_and_nobody_goes_on_watching(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_after_a_failure_of_the_run_nobody_goes_on_watching(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver(monkeypatch, H200)
 
     with pytest.raises(ZeroDivisionError), GpuWatch("h200"):
