@@ -689,6 +689,24 @@ def test_cases_that_need_more_gpus_than_there_are_skip_and_block_the_gate(
     result.stdout.fnmatch_lines(["  - skipped: 1 test: needs 2 H200, found 1", "SKIPPED*: needs 2 H200, found 1"])
 
 
+def test_gpus_of_all_nodes_count_where_a_launcher_started_them(
+    pytester: pytest.Pytester, h200s: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h200s(8)
+    pytester.makepyfile(
+        PREDICTED.replace("llama-3.1-8b", "llama-3.1-405b").replace('layout=["tp1", "tp2"]', 'layout="tp8-pp2"')
+    )
+
+    alone = pytester.runpytest("--gpu=h200", "-rs")
+    monkeypatch.setenv("LLAMAPERF_NODES", "2")
+    monkeypatch.setenv("LLAMAPERF_GPUS_PER_NODE", "8")
+    launched = pytester.runpytest("--gpu=h200", "-rs")
+
+    alone.stdout.fnmatch_lines(["SKIPPED*: needs 16 H200, found 8"])
+    launched.stdout.no_fnmatch_line("*needs 16 H200*")
+    launched.stdout.fnmatch_lines(["*tp8-pp2*no-baseline*"])
+
+
 def test_gpu_auto_is_what_is_in_the_machine(pytester: pytest.Pytester, h200s: Callable[[int], None]) -> None:
     h200s(8)
     pytester.makepyfile(PREDICTED)
