@@ -150,6 +150,12 @@ def plan_of(items: Sequence[pytest.Item]) -> list[str]:
     return list(planned(list(dict.fromkeys(cases))))
 
 
+def refuse_distributed_plan(config: pytest.Config) -> None:
+    """Raises UsageError: with pytest-xdist the process that prints collects nothing."""
+    if config.pluginmanager.hasplugin("xdist") and config.getoption("tx", None):
+        raise UsageError("--plan with -n: a plan is printed by the one process that collects; leave out -n")
+
+
 def told_after_collection(config: pytest.Config, acceptance: Acceptance) -> list[str]:
     """What became of the cases this run is not about, so that nobody takes a short run for a whole one."""
     elsewhere = config.stash.get(_ELSEWHERE, 0)

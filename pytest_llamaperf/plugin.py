@@ -29,6 +29,7 @@ from pytest_llamaperf.collecting import (
     only_looks,
     parametrize_cases,
     plan_of,
+    refuse_distributed_plan,
     refuse_unusable_distribution,
     send_deselected,
     told_after_collection,
@@ -72,6 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
             return
         if settings.plan:
             acceptance.check_plan()
+            refuse_distributed_plan(config)
         if not only_looks(config):
             acceptance.check_options()
         refuse_unusable_distribution(config)

@@ -81,6 +81,10 @@ _TOLD = {
     ),
 }
 
+# Files of a checkpoint, which are also named where all is well, and how it is told that one is missing.
+_FILES = r"(hf_quant_config|tokenizer(_config)?)\.(json|model)"
+_GONE = r"([Nn]ot found|[Nn]ot find|No such file|[Mm]issing)"
+
 # What gives a kind away in `TypeName: message`; the first that fits counts, and what fits none has crashed.
 # Texts are of CPython 3.10 to 3.14, PyTorch 2.4 to 2.13, CUDA, Rust (safetensors, tokenizers) and TensorRT-LLM 1.x.
 _SIGNATURES = (
@@ -95,17 +99,21 @@ _SIGNATURES = (
     (FailureKind.PROTOCOL, r"^NotJson\b"),  # of children/program.py
     # Of CUDA these are sticky: every later call of the process fails with them, and often of the next process too.
     (FailureKind.GPU_FAULT, r"illegal memory access|unspecified launch failure|CUDA error: .*(ECC|hardware stack)"),
-    (FailureKind.GPU_FAULT, r"\bNCCL\b.*(error|timeout|timed out|failed)|ncclSystemError|ncclUnhandledCudaError"),
+    (FailureKind.GPU_FAULT, r"NCCL\b.*(error|time(d )?out|timing out|failed)|ncclSystemError|ncclUnhandledCudaError"),
     (FailureKind.GPU_COUNT, r"Only \d+ GPUs are available, but \d+ are required"),
     (FailureKind.DIED, r"\bdied by signal \d+"),  # what drivers say of their ranks
     (FailureKind.DIED, r"Executor worker died|MPI_ABORT|MPI_Abort"),
-    (FailureKind.CHECKPOINT, r"Unsupported quantization_config|Specified quant_algo .* conflict|hf_quant_config\.json"),
-    (FailureKind.CHECKPOINT, r"tokenizer\.(json|model)\b.*(not found|No such file)|Can't load (the )?tokenizer"),
+    (FailureKind.CHECKPOINT, r"Unsupported quantization_config|Specified quant_algo .* conflict"),
+    (FailureKind.CHECKPOINT, rf"{_FILES}\b.*{_GONE}|{_GONE}\b.*{_FILES}|Can't load (the )?tokenizer"),
     (FailureKind.USAGE, r"got invalid argument|[Ee]xtra inputs are not permitted|extra_forbidden"),
     (FailureKind.USAGE, r"got an unexpected keyword argument|No such option|Usage: trtllm-bench"),
+    (FailureKind.USAGE, r"^Error: (No such|Missing|Invalid value|Option|Got unexpected)"),  # click, after the usage
     (FailureKind.REQUEST, r"^(RequestError|WrongOutput)\b|Requests failed:|exceeds? .*max_num_tokens"),
     (FailureKind.BAD_REPORT, r"^WrongLogprobs\b"),  # of children/trtllm/scoring.py
 )
+
+# What one failure makes of another: a worker that is gone, a request that was lost with it.
+_CONSEQUENCES = (FailureKind.DIED, FailureKind.REQUEST)
 
 # Texts that are only written while an engine is starting, wherever they are read.
 _STARTING = r"Executor creation failed|died during initialization|Only \d+ GPUs are available|Unsupported quantization"
@@ -159,15 +167,20 @@ def classify(phase: Phase, type_name: str, message: str, *, log: Path | None = N
 def classify_output(phase: Phase, status: int, lines: Sequence[str], *, log: Path | None = None) -> EngineFailure:
     """The failure that the end of a program amounts to, by its exit status (negative: a signal) and its last lines.
 
-    The line that tells is the last one that gives a kind away; a traceback's, of its exceptions the last.
+    The line that tells is the last one that gives a kind away, a cause before its consequences; a traceback's, of its
+    exceptions the last.
     """
-    telling = [line.strip() for line in lines if _kind_of(line.strip()) is not FailureKind.CRASHED]
-    raised = [line.strip() for line in lines if re.match(r"^[\w.]*(Error|Exception|Interrupt)\b", line.strip())]
-    problem = (telling or raised or [line.strip() for line in lines if line.strip()] or [""])[-1]
+    lines = [line.strip() for line in lines if line.strip()]
+    telling = [line for line in lines if _kind_of(line) is not FailureKind.CRASHED]
+    # What could not be imported is often only a line in the log, of something that is not needed.
+    telling = [line for line in telling if _kind_of(line) is not FailureKind.NOT_INSTALLED] or telling[-1:]
+    causes = [line for line in telling if _kind_of(line) not in _CONSEQUENCES]
+    raised = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Interrupt)(:|$)", line)]
+    problem = (causes or telling or raised or lines or [""])[-1]
     kind = _kind_of(problem)
-    if re.search(_STARTING, problem):
+    if any(re.search(_STARTING, line) for line in lines):
         phase = Phase.LOAD
-    if status < 0 or status in (134, 137):  # as a shell tells of SIGABRT and SIGKILL
+    if status < 0 or 128 < status < 160:  # as a shell tells of signals
         number = -status if status < 0 else status - 128
         told = f"died by signal {number}" + (f" after: {problem}" if problem else "")
         return EngineFailure(FailureKind.DIED if kind is FailureKind.CRASHED else kind, phase, told, log=log)

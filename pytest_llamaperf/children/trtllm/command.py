@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -39,20 +40,27 @@ def run(command: Sequence[str], cwd: str, report_path: str, patience: float, rep
         if ended_by is None and _is_whole(Path(report_path)):
             ended_by = time.monotonic() + patience
         if ended_by is not None and time.monotonic() > ended_by:
-            os.killpg(process.pid, signal.SIGKILL)
+            _end_group(process)
             process.wait()
             return {"status": None, "lines": list(lines)}
         time.sleep(GLANCE)
+    _end_group(process)  # workers that outlived it would hold the GPUs of the next run
     reader.join(timeout=1.0)  # what it forked may hold the pipe open
     return {"status": process.returncode, "lines": list(lines)}
 
 
+def _end_group(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def _copy(process: subprocess.Popen[str], lines: deque[str]) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        lines.append(line.rstrip("\n"))
-        sys.stderr.write(line)
-        sys.stderr.flush()
+    with process.stdout as output:
+        for line in output:
+            lines.append(line.rstrip("\n"))
+            sys.stderr.write(line)
+            sys.stderr.flush()
 
 
 def _is_whole(path: Path) -> bool:

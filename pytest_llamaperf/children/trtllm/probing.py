@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import shutil
 import subprocess
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 # Of what decides speed and answers; the others are asked where they are loaded.
@@ -51,16 +53,18 @@ def bench() -> dict[str, Any]:
 
     Raises ImportError where it is not on the PATH, RuntimeError where it cannot even print its help.
     """
-    path = shutil.which("trtllm-bench")
-    if path is None:
+    found = shutil.which("trtllm-bench")
+    if found is None:
         raise ImportError("there is no trtllm-bench on the PATH; it comes with TensorRT-LLM")
+    path = str(Path(found).absolute())
     texts = {}
     for name, words in {"group": [], "throughput": ["throughput"], "latency": ["latency"]}.items():
-        # The group wants a model before it speaks of its commands.
+        # The group wants a model before it speaks of its commands, by a name that is no path where it runs.
         given = [path, "--model", "llama", *words, "--help"] if words else [path, "--help"]
         done = subprocess.run(
-            given, capture_output=True, text=True, timeout=HELP_PATIENCE, check=False, stdin=subprocess.DEVNULL
-        )
+            given, cwd=tempfile.gettempdir(), capture_output=True, text=True, timeout=HELP_PATIENCE, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"{' '.join(given)} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
         texts[name] = done.stdout

@@ -88,13 +88,15 @@ class BenchEngine:
             "warmup": command.WARMUP,
             "command": kind,
         }
-        versions = {**self._versions, "tensorrt_llm": reported.version}
+        versions = {**self._versions, "tensorrt_llm": str(version_of(reported.version))}
         return Run(
             traces,
             readings=reported.figures,
             notes=tuple(notes),
             fingerprint=fingerprint(versions, settings, self._checkpoint),
-            reproduce=reproducing.line(spec, workload, str(self._checkpoint.path), self._nodes, takes),
+            reproduce=reproducing.line(
+                spec, workload, str(self._checkpoint.path), self._nodes, self._takes.__getitem__
+            ),
             untraced=None if traces else Untraced(tuple(request_lengths(workload)), reported.elapsed),
         )
 
@@ -117,7 +119,6 @@ class BenchEngine:
         asked = self._asked(workload, kind)
         try:
             reported = read_report(Path(paths.report), asked)
-            version_of(reported.version)
             traces = read_requests(Path(paths.requests), asked, reported) if kind == THROUGHPUT else ()
         except BadReport as problem:
             raise EngineFailure(FailureKind.BAD_REPORT, Phase.RUN, str(problem), log=self._host.log) from None

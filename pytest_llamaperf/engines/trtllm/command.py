@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from packaging.version import Version
+
 from pytest_llamaperf.cases import Workload
 from pytest_llamaperf.engines import EngineSpec
 from pytest_llamaperf.engines.trtllm.arguments import STREAM_INTERVAL, cuda_graphs
@@ -38,10 +40,15 @@ class Takes:
 
 
 def _options_in(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text))
+    """Those that a line begins with, all spellings: `--config, --extra_llm_api_options TEXT`, `--this / --not_this`.
+
+    What the explanations beside them mention is no option of this command. They stand further to the right.
+    """
+    declared = re.findall(r"^ {1,8}(-[\w-]+(?:(?:, | / )-[\w-]+)*)", text, re.MULTILINE)
+    return frozenset(re.findall(r"--[\w-]+", " ".join(declared)))
 
 
-# What 1.2 takes, for plans and for lines that repeat a result by hand.
+# What 1.2 takes; later versions take that too.
 OF_1_2 = Takes(
     group=frozenset({"--model", "--model_path", "--workspace"}),
     options=frozenset({
@@ -51,6 +58,14 @@ OF_1_2 = Takes(
         "--disable_chunked_context",
     }),
 )  # fmt: skip
+
+
+def known(version: Version, kind: str) -> Takes:
+    """What a command of a version takes, as far as it is said here: for plans, and where nobody asked trtllm-bench."""
+    missing = {"--disable_chunked_context"} if version < Version("1.1.0rc0") else set()
+    if missing and kind == LATENCY:
+        missing.add("--extra_llm_api_options")
+    return Takes(OF_1_2.group, OF_1_2.options - missing)
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ def kind_of(workload: Workload) -> str:
     return LATENCY if workload.concurrency == 1 else THROUGHPUT
 
 
-def words(spec: EngineSpec, workload: Workload, paths: Paths, takes: Takes = OF_1_2) -> list[str]:
+def words(spec: EngineSpec, workload: Workload, paths: Paths, takes: Takes) -> list[str]:
     """The command line. Raises Unsupported for what this trtllm-bench cannot be told, and a case needs."""
     if spec.layout.dp > 1:
         raise Unsupported(f"{spec}: trtllm-bench serves no copies side by side; measure {spec.layout} without dp")

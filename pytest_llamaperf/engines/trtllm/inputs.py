@@ -35,13 +35,21 @@ class Dataset:
 
 def dataset(workload: Workload, vocabulary: int) -> Dataset:
     """Prompts of tokens drawn evenly, the same for every engine, version and machine. Raises EngineError."""
-    path = default_root() / "datasets" / _name(workload, vocabulary)
-    digest = path.with_suffix(".sha256")
-    if not path.is_file() or not digest.is_file():
+    path = dataset_path(workload, vocabulary)
+    known = path.with_suffix(".sha256")
+    if not _is_intact(path, known):
         text = "".join(f"{line}\n" for line in _lines(workload, vocabulary))
         _write(path, text)
-        _write(digest, hashlib.sha256(text.encode("ascii")).hexdigest())
-    return Dataset(path, digest.read_text(encoding="ascii").strip())
+        _write(known, hashlib.sha256(text.encode("ascii")).hexdigest())
+    return Dataset(path, known.read_text(encoding="ascii").strip())
+
+
+def _is_intact(path: Path, known: Path) -> bool:
+    """Whether the file is the one that was written: other prompts under its digest would be compared with these."""
+    if not path.is_file() or not known.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == known.read_text(encoding="ascii").strip()
 
 
 def dataset_path(workload: Workload, vocabulary: int) -> Path:

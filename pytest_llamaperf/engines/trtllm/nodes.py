@@ -41,19 +41,20 @@ def copied(environment: Mapping[str, str]) -> dict[str, str]:
     Raises UsageError where neither says how many processes it started.
     """
     said = environment
-    if "SLURM_NTASKS" in said:
-        nodes = said.get("SLURM_STEP_NUM_NODES") or said.get("SLURM_NNODES") or said.get("SLURM_JOB_NUM_NODES") or "1"
-        tasks, job = said["SLURM_NTASKS"], said.get("SLURM_JOB_ID", "")
-    elif "OMPI_COMM_WORLD_SIZE" in said:
+    if "OMPI_COMM_WORLD_SIZE" in said:  # first: mpirun may have been typed in an allocation of Slurm
         tasks = said["OMPI_COMM_WORLD_SIZE"]
         here = said.get("OMPI_COMM_WORLD_LOCAL_SIZE") or tasks
-        nodes, job = str(int(tasks) // int(here)), said.get("OMPI_MCA_ess_base_jobid", "")
+        nodes = str(int(tasks) // int(here)) if tasks.isdecimal() and here.isdecimal() and int(here) else "unknown"
+        job = said.get("OMPI_MCA_ess_base_jobid", "")
+    elif "SLURM_NTASKS" in said:
+        nodes = said.get("SLURM_STEP_NUM_NODES") or said.get("SLURM_NNODES") or said.get("SLURM_JOB_NUM_NODES") or "1"
+        tasks, job = said["SLURM_NTASKS"], said.get("SLURM_JOB_ID", "")
     else:
         raise UsageError(
             "llamaperf launch: neither srun nor mpirun started this; write\n"
             "  srun -N 2 --ntasks-per-node=8 --mpi=pmix llamaperf launch pytest suites/ --gpu h200"
         )
-    if not (tasks.isdecimal() and nodes.isdecimal() and int(nodes) and int(tasks) % int(nodes) == 0):
+    if not (tasks.isdecimal() and nodes.isdecimal() and int(tasks) and int(nodes) and int(tasks) % int(nodes) == 0):
         raise UsageError(f"llamaperf launch: {tasks} processes on {nodes} nodes; each node needs one for each GPU")
     return {NODES: nodes, GPUS_PER_NODE: str(int(tasks) // int(nodes)), JOB: job}
 

@@ -50,7 +50,7 @@ def refuse_what_cannot_be(spec: EngineSpec, nodes: Nodes) -> None:
 def runtime_version(found: Mapping[str, str], said: str | None) -> Version:
     """The version as loaded, which is the one that is installed. Raises EngineFailure, Unsupported for one too old."""
     installed = found.get("tensorrt_llm")
-    if said is None or (installed is not None and Version(installed) != contract.version_of(said)):
+    if said is None or (installed is not None and contract.version_of(installed) != contract.version_of(said)):
         raise EngineFailure(
             FailureKind.BAD_REPORT,
             Phase.LOAD,

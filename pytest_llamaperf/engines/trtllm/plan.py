@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError
@@ -16,7 +17,7 @@ from pytest_llamaperf.engines.trtllm import command, contract, inputs, reproduci
 from pytest_llamaperf.engines.trtllm.arguments import said, wanted
 from pytest_llamaperf.engines.trtllm.nodes import found_nodes
 from pytest_llamaperf.engines.trtllm.opening import Quantization, refuse_what_cannot_be
-from pytest_llamaperf.errors import EngineError, Unsupported
+from pytest_llamaperf.errors import Unsupported
 from pytest_llamaperf.wording import counted
 
 CHECKPOINT = "$CHECKPOINT"
@@ -38,10 +39,11 @@ def planned(cases: Sequence[Case]) -> Iterator[str]:
 
 
 def _version() -> tuple[Version, str]:
+    """Raises EngineError for an installation of no use."""
     try:
         return contract.version_of(installed_version("tensorrt_llm")), "installed here"
-    except (PackageNotFoundError, EngineError):
-        return contract.PLANNED_FOR, "none is installed here: by docs/first-run-on-h200.md"
+    except PackageNotFoundError:
+        return contract.PLANNED_FOR, "none is installed here: by docs/tensorrt-llm.md"
 
 
 def _engine(spec: EngineSpec, cases: Sequence[Case], version: Version) -> Iterator[str]:
@@ -66,7 +68,7 @@ def _engine(spec: EngineSpec, cases: Sequence[Case], version: Version) -> Iterat
         ]
         yield from ("  LLM(", *given, "  )")
     for case in cases:
-        yield from _work(spec, case, CHECKPOINT)
+        yield from _work(spec, case, version)
 
 
 def _call(name: str, fields: dict[str, object]) -> str:
@@ -74,7 +76,7 @@ def _call(name: str, fields: dict[str, object]) -> str:
     return f"{kind}({', '.join(f'{field}={value!r}' for field, value in fields.items())})"
 
 
-def _work(spec: EngineSpec, case: Case, checkpoint: str) -> Iterator[str]:
+def _work(spec: EngineSpec, case: Case, version: Version) -> Iterator[str]:
     if not isinstance(case.work, Workload):
         yield f"  {case.work}: greedy continuations and log-likelihoods of fixed questions"
         return
@@ -87,7 +89,7 @@ def _work(spec: EngineSpec, case: Case, checkpoint: str) -> Iterator[str]:
             else "    generate_async(streaming=True), SamplingParams(ignore_eos=True, temperature=0.0, detokenize=False)"
         )
         yield "    by hand:"
-    line = reproducing.line(spec, case.work, checkpoint, found_nodes())
+    line = reproducing.line(spec, case.work, CHECKPOINT, found_nodes(), lambda kind: command.known(version, kind))
     if line is None:
         yield "    no command of trtllm-bench does this"
         return
@@ -101,9 +103,13 @@ def _work(spec: EngineSpec, case: Case, checkpoint: str) -> Iterator[str]:
 
 def _wrapped(line: str) -> Iterator[str]:
     """For a shell, an option a line."""
-    # In quotes it would be a folder of that name.
-    line = line.replace(f"'{CHECKPOINT}'", f'"{CHECKPOINT}"')
-    head, *options = line.split(" --")
-    parts = [head, *(f"  --{option}" for option in options)]
+    parts: list[str] = []
+    for word in shlex.split(line):
+        # In single quotes it would be a folder of that name.
+        said = f'"{CHECKPOINT}"' if word == CHECKPOINT else shlex.quote(word)
+        if parts and not word.startswith("--"):
+            parts[-1] += f" {said}"
+        else:
+            parts.append(f"  {said}" if parts else said)
     yield from (f"{part} \\" for part in parts[:-1])
     yield parts[-1]

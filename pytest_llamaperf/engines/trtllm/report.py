@@ -77,17 +77,16 @@ def read_report(path: Path, asked: Asked) -> Reported:
     if problems:
         raise BadReport("\n".join(problems))
     figures = {
-        metric: float(value) * scale for metric, (place, scale) in _FIGURES.items()
-        if (value := _at(report, place)) is not None
+        metric: value * scale for metric, (place, scale) in _FIGURES.items()
+        if (value := _number(report, place)) is not None
     }  # fmt: skip
-    if max(osl for _, osl in asked.lengths) == 1:  # there is no token after the first
+    if _has_single_tokens(asked):  # which it counts as a time of 0 for a token after the first
         figures = {metric: value for metric, value in figures.items() if not metric.name.startswith("tpot")}
     kept = ("scheduling_policy", "kv_cache_percentage", "max_batch_size", "max_num_tokens")
     world = report["world_info"]
     settings = {name: world[name] for name in kept if isinstance(world.get(name), (str, int, float))}
-    return Reported(
-        str(report["engine"]["version"]), figures, report["performance"]["total_latency_ms"] / 1e3, settings
-    )
+    elapsed = float(report["performance"]["total_latency_ms"]) / 1e3
+    return Reported(str(report["engine"]["version"]), figures, elapsed, settings)
 
 
 def read_requests(path: Path, asked: Asked, reported: Reported) -> tuple[Trace, ...]:
@@ -106,7 +105,7 @@ def read_requests(path: Path, asked: Asked, reported: Reported) -> tuple[Trace, 
             )
             for record in records
         )
-    except (KeyError, TypeError, ValueError) as problem:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as problem:
         raise BadReport(f"the requests cannot be used: {problem}") from None
     problems = [*_wrong_requests(traces, asked, reported)]
     if problems:
@@ -115,9 +114,8 @@ def read_requests(path: Path, asked: Asked, reported: Reported) -> tuple[Trace, 
 
 
 def _problems(report: Mapping[str, Any], asked: Asked) -> Iterator[str]:
-    yield from _wrong_numbers(report)
+    yield from _wrong_numbers(report, asked)
     count = len(asked.lengths)
-    tokens = sum(osl for _, osl in asked.lengths)
     wanted: dict[str, object] = {
         "request_info.num_requests": count,
         "dataset.num_requests": count,
@@ -134,6 +132,10 @@ def _problems(report: Mapping[str, Any], asked: Asked) -> Iterator[str]:
         found = _at(report, place)
         if _as_none(found) != value:
             yield f"{place} is {found!r}, asked for {value!r}"
+    engine = report.get("engine")
+    unsaid = [name for name in ("quantization", "kv_cache_dtype") if not isinstance(engine, dict) or name not in engine]
+    if unsaid:  # not the same as null, which is BF16
+        yield f"engine.{' and engine.'.join(unsaid)} is missing"
     if not isinstance(_at(report, "engine.version"), str):
         yield "engine.version is missing"
     # Before 1.2 there is no such block, and the GPU is known by asking the driver alone.
@@ -141,37 +143,68 @@ def _problems(report: Mapping[str, Any], asked: Asked) -> Iterator[str]:
         name = _at(report, "machine.name")
         if asked.gpu.upper() not in str(name).upper():
             yield f"machine.name is {name!r}, asked for {asked.gpu.upper()}"
-    length = _number(report, "request_info.avg_output_length")
-    if length is None or not math.isclose(length, tokens / count, rel_tol=1e-6):
-        yield f"request_info.avg_output_length is {length}, asked for {tokens / count:g}: answers were cut short"
-    elapsed, speed = (
-        _number(report, f"performance.{name}") for name in ("total_latency_ms", "system_output_throughput_tok_s")
+    yield from _wrong_lengths(report, asked)
+    yield from _wrong_speed(report, asked)
+    if not isinstance(report.get("streaming_metrics"), dict):
+        yield "streaming_metrics is missing, though the run was streamed"
+
+
+def _wrong_lengths(report: Mapping[str, Any], asked: Asked) -> Iterator[str]:
+    count = len(asked.lengths)
+    isl, osl = (sum(lengths) / count for lengths in zip(*asked.lengths, strict=True))
+    found = _number(report, "request_info.avg_output_length")
+    if found is None or not math.isclose(found, osl, rel_tol=1e-6):
+        yield f"request_info.avg_output_length is {found}, asked for {osl:g}: answers were cut short"
+    found = _number(report, "request_info.avg_input_length")
+    if found is not None and not math.isclose(found, isl, rel_tol=1e-6):
+        yield f"request_info.avg_input_length is {found:g}, asked for {isl:g}: prompts were changed"
+
+
+def _wrong_speed(report: Mapping[str, Any], asked: Asked) -> Iterator[str]:
+    """Throughput follows from the tokens, the time and the GPUs."""
+    tokens, gpus = sum(osl for _, osl in asked.lengths), asked.tp * asked.pp
+    elapsed, speed, each = (
+        _number(report, f"performance.{name}")
+        for name in ("total_latency_ms", "system_output_throughput_tok_s", "output_throughput_per_gpu_tok_s")
     )
     if elapsed is None or speed is None:
         yield "performance.total_latency_ms and performance.system_output_throughput_tok_s are not both there"
-    elif elapsed > 0 and not math.isclose(speed, tokens / elapsed * 1e3, rel_tol=ROUNDING):
+        return
+    if elapsed > 0 and not math.isclose(speed, tokens / elapsed * 1e3, rel_tol=ROUNDING):
         yield (
             f"performance.system_output_throughput_tok_s is {speed:g}, and {tokens:,} tokens in {elapsed:g} ms are "
             f"{tokens / elapsed * 1e3:g}"
         )
-    if "streaming_metrics" not in report:
-        yield "streaming_metrics is missing, though the run was streamed"
+    elif each is not None and not math.isclose(each, speed / gpus, rel_tol=ROUNDING):
+        yield (
+            f"performance.output_throughput_per_gpu_tok_s is {each:g}, and {speed:g} tok/s on {gpus} are {speed / gpus:g}"
+        )
 
 
-def _wrong_numbers(report: Mapping[str, Any]) -> Iterator[str]:
-    """Of what metrics are made. A mean TPOT of requests with one token is 0, and nothing else may be."""
+def _wrong_numbers(report: Mapping[str, Any], asked: Asked) -> Iterator[str]:
+    """Of what metrics are made. What comes after the first token is 0 for requests with one token, nothing else may be."""
     for block in _MUST_BE_POSITIVE:
         for place, value in _numbers(report.get(block), block):
-            if value <= 0 and not (value == 0 and "tpot" in place) and "gen_tps" not in place:
+            after_the_first = any(name in place for name in ("tpot", "gen_tps", "token_output_speed"))
+            if not math.isfinite(value) or value < 0 or (
+                value == 0 and not (after_the_first and _has_single_tokens(asked))
+            ):  # fmt: skip
                 yield f"{place} is {value:g}"
+    for place, _ in _FIGURES.values():
+        if _as_none(found := _at(report, place)) is not None and _number(report, place) is None:
+            yield f"{place} is {found!r}, which is no number"
+
+
+def _has_single_tokens(asked: Asked) -> bool:
+    return any(osl == 1 for _, osl in asked.lengths)
 
 
 def _numbers(value: object, place: str) -> Iterator[tuple[str, float]]:
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _numbers(inner, f"{place}.{name}")
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield place, float(value)
+    elif (number := _as_number(value)) is not None:
+        yield place, number
 
 
 def _wrong_requests(traces: Sequence[Trace], asked: Asked, reported: Reported) -> Iterator[str]:
@@ -199,8 +232,17 @@ def _at(report: Mapping[str, Any], place: str) -> Any:
 
 
 def _number(report: Mapping[str, Any], place: str) -> float | None:
-    value = _at(report, place)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return _as_number(_at(report, place))
+
+
+def _as_number(value: object) -> float | None:
+    """None for what is no number, infinity for what is too large for one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _as_none(value: object) -> object:

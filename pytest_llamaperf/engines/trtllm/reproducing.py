@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 
 from pytest_llamaperf.cases import Workload
 from pytest_llamaperf.engines import EngineSpec
 from pytest_llamaperf.engines.trtllm import inputs
-from pytest_llamaperf.engines.trtllm.command import OF_1_2, Paths, Takes, kind_of, options, words
+from pytest_llamaperf.engines.trtllm.command import Paths, Takes, kind_of, options, words
 from pytest_llamaperf.engines.trtllm.nodes import Nodes
 from pytest_llamaperf.errors import Unsupported
 
 
-def line(spec: EngineSpec, workload: Workload, checkpoint: str, nodes: Nodes, takes: Takes = OF_1_2) -> str | None:
+def line(
+    spec: EngineSpec, workload: Workload, checkpoint: str, nodes: Nodes, takes: Callable[[str], Takes]
+) -> str | None:
     """For a shell, from any folder where reports may be written; None where trtllm-bench cannot do this.
 
-    The files it reads must have been written: `inputs`.
+    `takes` tells what a command of trtllm-bench takes. The files it reads must have been written: `inputs`.
     """
     try:
         kind = kind_of(workload)
@@ -27,7 +30,7 @@ def line(spec: EngineSpec, workload: Workload, checkpoint: str, nodes: Nodes, ta
             report="report.json",
             requests="requests.json",
         )
-        command = words(spec, workload, paths, takes)
+        command = words(spec, workload, paths, takes(kind))
     except Unsupported:
         return None
     if nodes.launched:

@@ -87,7 +87,9 @@ class ServingEngine:
             readings={LOAD_TIME: self._load_time},
             notes=(*self._notes, *_second_opinion(traces, [reading["theirs"] for reading in found])),
             fingerprint=fingerprint(self._fingerprint.versions, settings, self._checkpoint),
-            reproduce=reproducing.line(spec, workload, str(self._checkpoint.path), self._nodes),
+            reproduce=reproducing.line(
+                spec, workload, str(self._checkpoint.path), self._nodes, lambda kind: command.known(self._version, kind)
+            ),
         )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -141,17 +143,17 @@ class ServingEngine:
             "quant_config.quant_algo": quantization.weights,
             "quant_config.kv_cache_quant_algo": quantization.kv_cache,
         }
+        where = ("model", "tokenizer")  # paths, which differ from machine to machine; a tokenizer is read back as one
         problems = [
             f"{name} is {effective[name]!r}, asked for {value!r}"
             for name, value in expected.items()
-            if name in effective and not _same(effective[name], value)
+            if name in effective and name not in where and not _same(effective[name], value)
         ]
         if problems:
             raise EngineFailure(FailureKind.BAD_REPORT, Phase.LOAD, "\n".join(problems), log=self._host.log)
         unread = [name for name in expected if name not in effective]
         if unread:
             self._notes += (f"could not be read back: {', '.join(unread)}",)
-        where = ("model", "tokenizer")  # paths, which differ from machine to machine
         return {name: _setting(value) for name, value in effective.items() if name not in where}
 
 

@@ -65,6 +65,9 @@ class DoubleLLM:
         folder = _folder(str(model))
         config = _read_json(folder / "config.json")
         self.tokenizer = None if skip_tokenizer_init else _tokenizer(tokenizer, folder)
+        self.args.tokenizer = (
+            self.tokenizer
+        )  # no path any more: TensorRT-LLM's arguments hold what they were validated to
         self._more_ends = _more_ends(folder)
         self._numbers = itertools.count(1)
         self.args.quant_config = quantization.effective(
