@@ -355,7 +355,7 @@ def test_other_is_the_same_case_but_for_one_thing(compared: Compare, versus: str
         ('recipe="modelopt-fp8", layout="tp1"', "@pytest.mark.versus names one thing that is different, as in *"),
         ('"tp1"', "@pytest.mark.versus names one thing that is different, as in *"),
         ("", "@pytest.mark.versus names one thing that is different, as in *"),
-        ('model="llama-3.1-8b"', "@pytest.mark.versus: unknown argument 'model'; *known: layout, recipe"),
+        ('model="llama-3.1-8b"', "@pytest.mark.versus: unknown argument 'model'; *known: engine, layout, recipe"),
         ('layout=["tp1", "pp2"]', "@pytest.mark.versus: layout is one name, not ['tp1', 'pp2']"),
         ("recipe=16", "@pytest.mark.versus: recipe is one name, not 16"),
     ],

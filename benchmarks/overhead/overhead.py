@@ -20,7 +20,8 @@ from typing import Any
 
 from pytest_llamaperf.catalog import case_of_key
 from pytest_llamaperf.engines import EngineSpec, Surroundings
-from pytest_llamaperf.engines.torch import TorchEngine, checkpoint_for, settings_for
+from pytest_llamaperf.engines.hosted import checkpoint_for
+from pytest_llamaperf.engines.torch import TorchEngine, settings_for
 from pytest_llamaperf.hosting.phases import Deadlines
 from pytest_llamaperf.lengths import request_lengths
 from pytest_llamaperf.measuring import Rounds, Sampling

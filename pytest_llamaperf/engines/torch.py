@@ -10,7 +10,7 @@ from typing import Any
 from pytest_llamaperf.cases import CPU, Model, Number, Workload
 from pytest_llamaperf.checkpoints import Checkpoint
 from pytest_llamaperf.engines import EngineSpec, Run, Scored, Surroundings
-from pytest_llamaperf.engines.starting import checkpoint_for, fingerprint, started
+from pytest_llamaperf.engines.hosted import Hosted, checkpoint_for, fingerprint, started
 from pytest_llamaperf.errors import Unsupported
 from pytest_llamaperf.hosting.phases import Phase
 from pytest_llamaperf.lengths import request_lengths
@@ -25,7 +25,7 @@ DRIVER = "torch_llama"
 CPU_THREADS = 1
 
 
-class TorchEngine:
+class TorchEngine(Hosted):
     """An open reference engine: an AnsweringEngine.
 
     Raises EngineError when it cannot be opened, a checkpoint it needs being made first.
@@ -59,28 +59,8 @@ class TorchEngine:
             fingerprint=self._fingerprint,
         )
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(ids) for ids in self._host.call("encode", {"texts": list(texts)}, Phase.RUN)]
-
-    def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        return list(self._host.call("decode", {"sequences": [list(s) for s in sequences]}, Phase.RUN))
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
-    ) -> list[list[int]]:
-        arguments = {"prompts": [list(p) for p in prompts], "tokens": tokens, "concurrency": concurrency}
-        return [list(ids) for ids in self._host.call("generate", arguments, Phase.RUN)]
-
     def score(self, sequences: Sequence[Sequence[int]], *, noise: float = 0.0) -> list[Scored]:
-        found = self._host.call("score", {"sequences": [list(s) for s in sequences], "noise": noise}, Phase.RUN)
-        return [
-            Scored(tuple(logprobs), tuple(likely))
-            for logprobs, likely in zip(found["logprobs"], found["likely"], strict=True)
-        ]
-
-    def close(self) -> None:
-        with self._ending:
-            self._host.close()
+        return self._scored(sequences, noise=noise)
 
 
 def _refuse_what_cannot_be(spec: EngineSpec) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from pytest_llamaperf.cases import CPU, Workload
 from pytest_llamaperf.catalog import gpu_named
 from pytest_llamaperf.engines import EngineSpec, Run, Surroundings, Untraced
-from pytest_llamaperf.engines.starting import fingerprint, started
+from pytest_llamaperf.engines.hosted import fingerprint, started
 from pytest_llamaperf.engines.trtllm import command, inputs, reproducing
 from pytest_llamaperf.engines.trtllm.command import LATENCY, THROUGHPUT, Paths, Takes
 from pytest_llamaperf.engines.trtllm.contract import version_of

@@ -11,7 +11,7 @@ from pytest_llamaperf.cases import Number
 from pytest_llamaperf.checkpoints import BadCheckpoint, Checkpoint, check_rope
 from pytest_llamaperf.checkpoints.intended import weight_format
 from pytest_llamaperf.engines import EngineSpec, Surroundings
-from pytest_llamaperf.engines.starting import checkpoint_for
+from pytest_llamaperf.engines.hosted import checkpoint_for
 from pytest_llamaperf.engines.trtllm import contract
 from pytest_llamaperf.engines.trtllm.nodes import Nodes
 from pytest_llamaperf.errors import Unsupported

@@ -12,7 +12,7 @@ from packaging.version import Version
 
 from pytest_llamaperf.cases import Workload
 from pytest_llamaperf.engines import EngineSpec, Run, Scored, Surroundings
-from pytest_llamaperf.engines.starting import fingerprint, started
+from pytest_llamaperf.engines.hosted import Hosted, fingerprint, started
 from pytest_llamaperf.engines.trtllm import command, inputs, reproducing
 from pytest_llamaperf.engines.trtllm.arguments import Arguments, flat, said, wanted
 from pytest_llamaperf.engines.trtllm.contract import known_at, scoring_of
@@ -37,7 +37,7 @@ from pytest_llamaperf.wording import amount, change
 DISAGREEMENT = 0.02
 
 
-class ServingEngine:
+class ServingEngine(Hosted):
     """An open LLM: an AnsweringEngine.
 
     Raises EngineError when it cannot be opened, or when it is not what it was asked to be.
@@ -92,18 +92,11 @@ class ServingEngine:
             ),
         )
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(ids) for ids in self._host.call("encode", {"texts": list(texts)}, Phase.RUN)]
-
-    def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        return list(self._host.call("decode", {"sequences": [list(s) for s in sequences]}, Phase.RUN))
-
     def generate(
         self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
     ) -> list[list[int]]:
         self._refuse_long(prompts, tokens)
-        arguments = {"prompts": [list(p) for p in prompts], "tokens": tokens, "concurrency": concurrency}
-        return [list(ids) for ids in self._host.call("generate", arguments, Phase.RUN)]
+        return super().generate(prompts, tokens, concurrency=concurrency)
 
     def score(self, sequences: Sequence[Sequence[int]], *, noise: float = 0.0) -> list[Scored]:
         if noise:
@@ -112,16 +105,7 @@ class ServingEngine:
         if self._spec.limits.chunked_prefill:
             raise Unsupported("log-likelihoods under chunked prefill: nobody has shown that they are right")
         self._refuse_long(sequences, 1)
-        arguments = {"sequences": [list(s) for s in sequences], "method": method.value}
-        found = self._host.call("score", arguments, Phase.RUN)
-        return [
-            Scored(tuple(logprobs), tuple(likely))
-            for logprobs, likely in zip(found["logprobs"], found["likely"], strict=True)
-        ]
-
-    def close(self) -> None:
-        with self._ending:
-            self._host.close()
+        return self._scored(sequences, method=method.value)
 
     def _refuse_long(self, sequences: Sequence[Sequence[int]], tokens: int) -> None:
         """TensorRT-LLM and what stands before it may cut what is too long; nothing is cut here."""

@@ -1,17 +1,18 @@
-"""What every engine in a child process starts with: its checkpoint, its host, a folder for what it leaves behind."""
+"""What engines in a child process have in common: how they start, how they are asked and closed."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pytest_llamaperf.checkpoints import Checkpoint, CheckpointStore
-from pytest_llamaperf.engines import EngineSpec, Surroundings
+from pytest_llamaperf.engines import EngineSpec, Scored, Surroundings
 from pytest_llamaperf.hosting.host import Host, Progress
-from pytest_llamaperf.hosting.phases import Deadlines
+from pytest_llamaperf.hosting.phases import Deadlines, Phase
 from pytest_llamaperf.measurements import Fingerprint
 
 
@@ -64,3 +65,37 @@ def fingerprint(
         written_by = [f"{name} {version}" for name, version in sorted(checkpoint.versions.items())]
         effective["checkpoint written by"] = ", ".join(written_by)
     return Fingerprint(versions=dict(versions), settings=effective)
+
+
+class Hosted:
+    """An engine whose driver in the child takes `encode`, `decode`, `generate` and `score`."""
+
+    _host: Host
+    _ending: contextlib.ExitStack
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(ids) for ids in self._host.call("encode", {"texts": list(texts)}, Phase.RUN)]
+
+    def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        return list(self._host.call("decode", {"sequences": _lists(sequences)}, Phase.RUN))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
+    ) -> list[list[int]]:
+        arguments = {"prompts": _lists(prompts), "tokens": tokens, "concurrency": concurrency}
+        return [list(ids) for ids in self._host.call("generate", arguments, Phase.RUN)]
+
+    def close(self) -> None:
+        with self._ending:
+            self._host.close()
+
+    def _scored(self, sequences: Sequence[Sequence[int]], **how: Any) -> list[Scored]:
+        found = self._host.call("score", {"sequences": _lists(sequences), **how}, Phase.RUN)
+        return [
+            Scored(tuple(logprobs), tuple(likely))
+            for logprobs, likely in zip(found["logprobs"], found["likely"], strict=True)
+        ]
+
+
+def _lists(sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [list(sequence) for sequence in sequences]
