@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from engine_sessions import tiny_checkpoint, wait_for
@@ -209,10 +210,45 @@ def test_answers_are_those_of_the_torch_engine(opened: Opened, version: str) -> 
     if version == "v1_0":
         with pytest.raises(Unsupported, match=r"log-likelihoods need TensorRT-LLM 1\.1 or newer, found 1\.0\.0"):
             ours.score(sequences)
+        with pytest.raises(Unsupported, match="log-likelihoods need"):
+            ours.distributions(sequences, 3)
         return
     for one, other in zip(ours.score(sequences), reference.score(sequences), strict=True):
         assert one.likely == other.likely
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-2)
+
+
+@pytest.mark.parametrize("version", ["v1_2", "v1_3rc"])
+def test_distributions_are_those_of_transformers(opened: Opened, tiny: Path, version: str) -> None:
+    """Within the rounding of BF16. Context logits of the one version, prompt log-probabilities of the other."""
+    import torch
+    from networks import reference
+
+    sequences, top = [[1, 2, 3, 4, 5], [200, 100, 50], [7]], 6
+    found = asked(opened("tensorrt-llm", version)).distributions(sequences, top)
+
+    network = reference(tiny)
+    for sequence, one in zip(sequences, found, strict=True):
+        with torch.no_grad():
+            logprobs = network(torch.tensor([sequence])).logits[0, :-1].log_softmax(-1).tolist()
+        assert len(one.logprobs) == len(one.likeliest) == len(sequence) - 1
+        for row, token, own, likeliest in zip(logprobs, sequence[1:], one.logprobs, one.likeliest, strict=True):
+            assert own == pytest.approx(row[token], abs=0.25)
+            assert len(likeliest) == top
+            assert list(likeliest.values()) == sorted(likeliest.values(), reverse=True)
+            assert list(likeliest.values()) == pytest.approx(sorted(row, reverse=True)[:top], abs=0.25)
+            assert all(logprob == pytest.approx(row[each], abs=0.25) for each, logprob in likeliest.items())
+
+
+def test_fewer_log_probabilities_than_asked_for_are_no_distribution() -> None:
+    from pytest_llamaperf.children.trtllm import scoring
+
+    entries = [{1: SimpleNamespace(logprob=-0.5), 2: SimpleNamespace(logprob=-1.5)}] * 2
+    output = SimpleNamespace(outputs=[SimpleNamespace(prompt_logprobs=entries)])
+
+    assert scoring.read("prompt_logprobs", [7, 2, 1], output, 1).tokens == [[1], [1]]
+    with pytest.raises(scoring.WrongLogprobs, match="2 prompt logprobs at place 1, asked for 3"):
+        scoring.read("prompt_logprobs", [7, 2, 1], output, 3)
 
 
 def test_what_is_too_long_is_refused_and_never_cut(opened: Opened) -> None:

@@ -108,10 +108,25 @@ class FreshEngine(Engine, Protocol):
 
 @dataclass(frozen=True)
 class Scored:
-    """Of every token of a sequence after the first: its log-probability (nats), and the token most likely there."""
+    """Of every token of a sequence after the first: its log-probability (nats), and the token most likely there.
+
+    Or of those of its tail only, where that is what was asked.
+    """
 
     logprobs: tuple[float, ...]
     likely: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """Of every token of a sequence after the first, what was expected in its place.
+
+    logprobs   of the token that is there (nats)
+    likeliest  the tokens most likely there, best first, with their log-probabilities (nats)
+    """
+
+    logprobs: tuple[float, ...]
+    likeliest: tuple[Mapping[int, float], ...]
 
 
 @runtime_checkable
@@ -133,8 +148,22 @@ class AnsweringEngine(Engine, Protocol):
         """The `tokens` most likely tokens after each prompt; at most `concurrency` prompts in flight."""
         ...
 
-    def score(self, sequences: Sequence[Sequence[int]], *, noise: float = 0.0) -> list[Scored]:
-        """How likely each sequence is; `noise` disturbs what is embedded by that much, relatively."""
+    def score(
+        self, sequences: Sequence[Sequence[int]], *, tails: Sequence[int] | None = None, noise: float = 0.0
+    ) -> list[Scored]:
+        """How likely each sequence is, or its last so many tokens (`tails`, one for each sequence).
+
+        `noise` disturbs what is embedded by that much, relatively.
+        """
+        ...
+
+
+@runtime_checkable
+class LookingEngine(AnsweringEngine, Protocol):
+    """An answering engine that also tells what else it held likely."""
+
+    def distributions(self, sequences: Sequence[Sequence[int]], top: int) -> list[Distributions]:
+        """What was expected in each place, by the `top` most likely tokens there, of equally likely ones any."""
         ...
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llamaperf.checkpoints import Checkpoint, CheckpointStore
-from pytest_llamaperf.engines import EngineSpec, Scored, Surroundings
+from pytest_llamaperf.engines import Distributions, EngineSpec, Scored, Surroundings
 from pytest_llamaperf.hosting.host import Host, Progress
 from pytest_llamaperf.hosting.phases import Deadlines, Phase
 from pytest_llamaperf.measurements import Fingerprint
@@ -68,7 +68,7 @@ def fingerprint(
 
 
 class Hosted:
-    """An engine whose driver in the child takes `encode`, `decode`, `generate` and `score`."""
+    """An engine whose driver in the child takes `encode`, `decode`, `generate`, `score` and `distributions`."""
 
     _host: Host
     _ending: contextlib.ExitStack
@@ -94,6 +94,19 @@ class Hosted:
         return [
             Scored(tuple(logprobs), tuple(likely))
             for logprobs, likely in zip(found["logprobs"], found["likely"], strict=True)
+        ]
+
+    def _distributions(self, sequences: Sequence[Sequence[int]], **how: Any) -> list[Distributions]:
+        found = self._host.call("distributions", {"sequences": _lists(sequences), **how}, Phase.RUN)
+        return [
+            Distributions(
+                tuple(one["logprobs"]),
+                tuple(
+                    dict(zip(tokens, logprobs, strict=True))
+                    for tokens, logprobs in zip(one["tokens"], one["token_logprobs"], strict=True)
+                ),
+            )
+            for one in found
         ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_llamaperf.cases import CPU, Model, Number, Workload
 from pytest_llamaperf.checkpoints import Checkpoint
-from pytest_llamaperf.engines import EngineSpec, Run, Scored, Surroundings
+from pytest_llamaperf.engines import Distributions, EngineSpec, Run, Scored, Surroundings
 from pytest_llamaperf.engines.hosted import Hosted, checkpoint_for, fingerprint, started
 from pytest_llamaperf.errors import Unsupported
 from pytest_llamaperf.hosting.phases import Phase
@@ -59,8 +59,13 @@ class TorchEngine(Hosted):
             fingerprint=self._fingerprint,
         )
 
-    def score(self, sequences: Sequence[Sequence[int]], *, noise: float = 0.0) -> list[Scored]:
-        return self._scored(sequences, noise=noise)
+    def score(
+        self, sequences: Sequence[Sequence[int]], *, tails: Sequence[int] | None = None, noise: float = 0.0
+    ) -> list[Scored]:
+        return self._scored(sequences, tails=None if tails is None else list(tails), noise=noise)
+
+    def distributions(self, sequences: Sequence[Sequence[int]], top: int) -> list[Distributions]:
+        return self._distributions(sequences, top=top)
 
 
 def _refuse_what_cannot_be(spec: EngineSpec) -> None:

@@ -52,14 +52,14 @@ class Ranks:
         self._checkpoint: Path | None = None
 
     def handle(self, command: str, arguments: Mapping[str, Any]) -> Any:
-        """`load` once, then run, generate, score, encode, decode."""
+        """`load` once, then run, generate, score, distributions, encode, decode."""
         if command == "load":
             return self._load(Settings(**arguments))
         if command == "encode":
             return [self._tokens().encode(text, add_special_tokens=False).ids for text in arguments["texts"]]
         if command == "decode":
             return [self._tokens().decode(ids, skip_special_tokens=True) for ids in arguments["sequences"]]
-        if command not in ("run", "generate", "score"):
+        if command not in ("run", "generate", "score", "distributions"):
             raise ValueError(f"unknown command {command!r}")
         return self._all(command, arguments)
 

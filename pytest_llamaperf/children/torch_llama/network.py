@@ -115,14 +115,38 @@ class Network:
 
     def judged(self, x: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(log-probability of each target, most likely token), for x [N, hidden] and targets [N], on the last stage."""
-        scores, targets = self._scores(x), targets.to(self.device)
-        own = (targets >= self.cut.vocabulary[0]) & (targets < self.cut.vocabulary[1])
-        here = (targets - self.cut.vocabulary[0]).clamp(0, scores.shape[-1] - 1)
-        target = scores.gather(-1, here[:, None])[:, 0].where(own, torch.tensor(-torch.inf, device=self.device))
+        scores = self._scores(x)
+        target = self._own(scores, targets)
         if self._group is None:
             return target - scores.logsumexp(-1), scores.argmax(-1)
         parts = self._gathered(torch.stack((target, scores.logsumexp(-1))))
         return parts[:, 0].amax(0) - parts[:, 1].logsumexp(0), self.chosen(x)
+
+    def expected(self, x: torch.Tensor, targets: torch.Tensor, top: int) -> torch.Tensor:
+        """What is expected after x [N, hidden], on the last stage, as [1 + 2 * top, N] in FP64.
+
+        Log-probabilities of the targets [N] and of the `top` most likely tokens, best first; then those tokens.
+        """
+        scores = self._scores(x)
+        target, total = self._own(scores, targets), scores.logsumexp(-1)
+        # A rank with fewer rows than that has nothing to say in the remaining places.
+        few = min(top, scores.shape[-1])
+        best, tokens = (F.pad(part.double(), (0, top - few), value=-torch.inf) for part in scores.topk(few))
+        tokens = tokens + self.cut.vocabulary[0]
+        if self._group is not None:
+            parts = self._gathered(torch.cat((torch.stack((target, total)).double(), best.T, tokens.T)))
+            target, total = parts[:, 0].amax(0), parts[:, 1].logsumexp(0)
+            candidates, theirs = (parts[:, rows].flatten(0, 1).T for rows in (slice(2, 2 + top), slice(2 + top, None)))
+            best, places = candidates.topk(top)
+            tokens = theirs.gather(-1, places)
+        return torch.cat((torch.cat((target[:, None], best), dim=1) - total[:, None], tokens), dim=1).T.double()
+
+    def _own(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Scores of the targets [N]; of those that are another rank's, minus infinity."""
+        targets = targets.to(self.device)
+        own = (targets >= self.cut.vocabulary[0]) & (targets < self.cut.vocabulary[1])
+        here = (targets - self.cut.vocabulary[0]).clamp(0, scores.shape[-1] - 1)
+        return scores.gather(-1, here[:, None])[:, 0].where(own, torch.tensor(-torch.inf, device=self.device))
 
     def _scores(self, x: torch.Tensor) -> torch.Tensor:
         """This rank's rows of the vocabulary, [N, rows], in FP32."""

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import random
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +104,63 @@ class Rank:
         return [request.tokens for request in requests]
 
     @torch.inference_mode()
-    def score(self, sequences: Sequence[list[int]], noise: float) -> dict[str, Any]:
-        """For each sequence, of every token after the first: log-probability, and the token most likely there."""
+    def score(self, sequences: Sequence[list[int]], noise: float, tails: Sequence[int] | None = None) -> dict[str, Any]:
+        """For each sequence, of every token after the first: log-probability, and the token most likely there.
+
+        With `tails` of so many tokens at the end of each sequence only. Raises ValueError for a tail that is too long.
+        """
         self._check(sequences)
+        for number, tail in enumerate(tails or ()):
+            if not 1 <= tail < len(sequences[number]):
+                raise ValueError(f"sequence {number} has {len(sequences[number])} tokens, and no tail of {tail}")
         logprobs: list[list[float]] = [[] for _ in sequences]
         likely: list[list[int]] = [[] for _ in sequences]
+        for batch, tokens in self._batches(sequences):
+            wanted = torch.zeros(len(batch), tokens.shape[1] - 1, dtype=torch.bool)
+            places = []
+            for row, number in enumerate(batch):
+                size = len(sequences[number]) - 1
+                places.append(slice(0 if tails is None else size - tails[number], size))
+                wanted[row, places[row]] = True
+            found = self._stage.judge(JudgeStep(tokens, noise, wanted))
+            if found is None:
+                continue
+            for row, number in enumerate(batch):
+                logprobs[number] = found[0][row, places[row]].tolist()
+                likely[number] = found[1][row, places[row]].tolist()
+        self._stage.settle()
+        return {"logprobs": logprobs, "likely": likely}
+
+    @torch.inference_mode()
+    def distributions(self, sequences: Sequence[list[int]], top: int, noise: float = 0.0) -> list[dict[str, Any]]:
+        """For each sequence, of every token after the first: its log-probability, the `top` most likely tokens and theirs.
+
+        Raises ValueError for more tokens than there are.
+        """
+        self._check(sequences)
+        if not 1 <= top <= self._vocabulary:
+            raise ValueError(f"{top} of {self._vocabulary} tokens cannot be the most likely ones")
+        answers: list[dict[str, Any]] = [{} for _ in sequences]
+        for batch, tokens in self._batches(sequences):
+            sizes = [len(sequences[number]) - 1 for number in batch]
+            wanted = torch.arange(tokens.shape[1] - 1) < torch.tensor(sizes)[:, None]
+            found = self._stage.expect(JudgeStep(tokens, noise, wanted), top)
+            if found is None:
+                continue
+            for row, (number, size) in enumerate(zip(batch, sizes, strict=True)):
+                own, best, likely = torch.split(found[:, row, :size], [1, top, top])
+                answers[number] = {
+                    "logprobs": own[0].tolist(), "tokens": likely.T.long().tolist(), "token_logprobs": best.T.tolist()
+                }  # fmt: skip
+        self._stage.settle()
+        return answers
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _batches(self, sequences: Sequence[list[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Numbers of sequences that fit into one step, the longest first, and their tokens [B, T], padded at the ends."""
         longest_first = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         while longest_first:
             most = max(1, self._settings.most_prompt_tokens // len(sequences[longest_first[0]]))
@@ -116,19 +168,7 @@ class Rank:
             tokens = torch.zeros(len(batch), max(2, len(sequences[batch[0]])), dtype=torch.long)
             for row, number in enumerate(batch):
                 tokens[row, : len(sequences[number])] = torch.tensor(sequences[number])
-            found = self._stage.judge(JudgeStep(tokens, noise))
-            if found is None:
-                continue
-            for row, number in enumerate(batch):
-                size = len(sequences[number]) - 1
-                logprobs[number] = found[0][row, :size].tolist()
-                likely[number] = found[1][row, :size].tolist()
-        self._stage.settle()
-        return {"logprobs": logprobs, "likely": likely}
-
-    def close(self) -> None:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+            yield batch, tokens
 
     def _check(self, sequences: Sequence[list[int]]) -> None:
         """Refuse what would be cut or would read beyond the vocabulary. Raises ValueError."""

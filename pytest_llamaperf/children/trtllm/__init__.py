@@ -2,7 +2,7 @@
 
 probing     what is installed, and what it accepts
 serving     an LLM: opened, asked, closed            requests   requests by the clock
-scoring     log-likelihoods, by two ways of asking
+scoring     log-likelihoods and distributions, by two ways of asking
 command     trtllm-bench: run to its end, or to its report
 
 It decides nothing: what is asked, and whether the answer is acceptable, is `engines/trtllm`. It imports tensorrt_llm when
@@ -25,7 +25,7 @@ def open_driver(report: Report) -> Driver:
 
 
 class Driver:
-    """`probe` and `bench` at any time; `load` once, then run, generate, score, encode, decode."""
+    """`probe` and `bench` at any time; `load` once, then run, generate, score, distributions, encode, decode."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -42,7 +42,7 @@ class Driver:
             case "load":
                 self._serving = Serving(**arguments, report=self._report)
                 return self._serving.loaded()
-            case "run" | "generate" | "score" | "encode" | "decode" if self._serving is not None:
+            case "run" | "generate" | "score" | "distributions" | "encode" | "decode" if self._serving is not None:
                 return getattr(self._serving, name)(**arguments)
         raise ValueError(f"unknown command {name!r}" if self._serving else f"{name!r} before 'load'")
 

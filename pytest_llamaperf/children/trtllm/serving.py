@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,8 @@ from . import scoring
 from .requests import check_complete, timed
 
 Report = Callable[..., None]
+
+FEW = 64  # sequences that are judged at once
 
 # Arguments that are objects of classes of their own.
 CONFIGS = {"kv_cache_config": "KvCacheConfig", "cuda_graph_config": "CudaGraphConfig"}
@@ -65,13 +68,16 @@ class Serving:
         return answers
 
     def score(self, sequences: Sequence[Sequence[int]], method: str) -> dict[str, Any]:
-        """As `scoring.read` returns it, for every sequence."""
-        parameters = self._parameters(1, **scoring.ASKING[method])
-        found = [
-            scoring.read(method, tokens, output)
-            for tokens, output in zip(sequences, self._answered(sequences, parameters), strict=True)
-        ]
-        return {"logprobs": [logprobs for logprobs, _ in found], "likely": [likely for _, likely in found]}
+        """For each sequence, of every token after the first: log-probability, and the token most likely there."""
+        found = self._expected(sequences, method, 1)
+        return {
+            "logprobs": [one.logprobs for one in found],
+            "likely": [[tokens[0] for tokens in one.tokens] for one in found],
+        }
+
+    def distributions(self, sequences: Sequence[Sequence[int]], method: str, top: int) -> list[dict[str, Any]]:
+        """As `scoring.Expected`, for each sequence."""
+        return [dataclasses.asdict(one) for one in self._expected(sequences, method, top)]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [self._tokens().encode(text, add_special_tokens=False).ids for text in texts]
@@ -82,6 +88,16 @@ class Serving:
     def close(self) -> None:
         """May never return: it waits for workers without a limit. The deadline is the parent's."""
         self._llm.shutdown()
+
+    def _expected(self, sequences: Sequence[Sequence[int]], method: str, top: int) -> list[scoring.Expected]:
+        """A few at a time: context logits of a vocabulary of 128,256 are half a megabyte a token."""
+        parameters = self._parameters(1, **scoring.asking(method, top))
+        found: list[scoring.Expected] = []
+        for start in range(0, len(sequences), FEW):
+            few = sequences[start : start + FEW]
+            outputs = self._answered(few, parameters)
+            found += [scoring.read(method, tokens, output, top) for tokens, output in zip(few, outputs, strict=True)]
+        return found
 
     def _answered(self, prompts: Sequence[Sequence[int]], parameters: Any) -> list[Any]:
         given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]

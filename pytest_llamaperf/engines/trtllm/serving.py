@@ -11,7 +11,7 @@ from typing import Any
 from packaging.version import Version
 
 from pytest_llamaperf.cases import Workload
-from pytest_llamaperf.engines import EngineSpec, Run, Scored, Surroundings
+from pytest_llamaperf.engines import Distributions, EngineSpec, Run, Scored, Surroundings
 from pytest_llamaperf.engines.hosted import Hosted, fingerprint, started
 from pytest_llamaperf.engines.trtllm import command, inputs, reproducing
 from pytest_llamaperf.engines.trtllm.arguments import Arguments, flat, said, wanted
@@ -98,14 +98,26 @@ class ServingEngine(Hosted):
         self._refuse_long(prompts, tokens)
         return super().generate(prompts, tokens, concurrency=concurrency)
 
-    def score(self, sequences: Sequence[Sequence[int]], *, noise: float = 0.0) -> list[Scored]:
+    def score(
+        self, sequences: Sequence[Sequence[int]], *, tails: Sequence[int] | None = None, noise: float = 0.0
+    ) -> list[Scored]:
         if noise:
             raise Unsupported("TensorRT-LLM cannot be given noise on what it embeds")
+        scored = self._scored(sequences, method=self._way_to_judge(sequences))
+        if tails is None:
+            return scored
+        return [Scored(found.logprobs[-tail:], found.likely[-tail:]) for found, tail in zip(scored, tails, strict=True)]
+
+    def distributions(self, sequences: Sequence[Sequence[int]], top: int) -> list[Distributions]:
+        return self._distributions(sequences, method=self._way_to_judge(sequences), top=top)
+
+    def _way_to_judge(self, sequences: Sequence[Sequence[int]]) -> str:
+        """How log-probabilities are asked for. Raises Unsupported where there is no way, EngineError for what is too long."""
         method = scoring_of(self._version)
         if self._spec.limits.chunked_prefill:
             raise Unsupported("log-likelihoods under chunked prefill: nobody has shown that they are right")
         self._refuse_long(sequences, 1)
-        return self._scored(sequences, method=method.value)
+        return method.value
 
     def _refuse_long(self, sequences: Sequence[Sequence[int]], tokens: int) -> None:
         """TensorRT-LLM and what stands before it may cut what is too long; nothing is cut here."""

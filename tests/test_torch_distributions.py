@@ -1,0 +1,91 @@
+"""What the reference engine expects of a text, on one rank and on several, against all of transformers' vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import PROMPTS, llama, reference, served, settings
+
+TOP = 5
+VOCABULARY = 509  # three ranks share it unevenly
+LAYOUTS = ("tp1", "tp2", "tp3", "pp2", "tp2-pp2")
+MANY = 180  # more than the rows of any of three ranks
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llama(tmp_path_factory.mktemp("distributions") / "tied", tied=True, seed=2, vocabulary=VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path) -> list[torch.Tensor]:
+    """For each prompt, the log-probabilities [T - 1, vocabulary] of every token after the first."""
+    network = reference(checkpoint)
+    with torch.no_grad():
+        return [network(torch.tensor([prompt])).logits[0, :-1].float().log_softmax(-1) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def answered(checkpoint: Path) -> dict[str, list[dict[str, Any]]]:
+    """Layout -> what `distributions`, `score`, and `distributions` of MANY tokens answer; or the failure of the last."""
+    sequences = [list(prompt) for prompt in PROMPTS]
+    jobs = [
+        [
+            ("load", settings(checkpoint, layout)),
+            ("distributions", {"sequences": sequences, "top": TOP}),
+            ("score", {"sequences": sequences, "noise": 0.0}),
+            ("distributions", {"sequences": sequences[3:4], "top": MANY}),
+            ("distributions", {"sequences": sequences, "top": VOCABULARY + 1}),
+        ]
+        for layout in LAYOUTS
+    ]
+    return dict(zip(LAYOUTS, served(jobs), strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_distributions_are_those_of_transformers(
+    layout: str, answered: dict[str, list[dict[str, Any]]], expected: list[torch.Tensor]
+) -> None:
+    found = answered[layout][1]["result"]
+
+    for prompt, one, everything in zip(PROMPTS, found, expected, strict=True):
+        own = everything.gather(-1, torch.tensor(prompt[1:])[:, None].long())[:, 0]
+        assert one["logprobs"] == pytest.approx(own.tolist(), abs=1e-4)
+        best = everything.topk(TOP)
+        assert len(one["tokens"]) == len(prompt) - 1
+        for tokens, logprobs, values in zip(one["tokens"], one["token_logprobs"], best.values.tolist(), strict=True):
+            assert logprobs == pytest.approx(values, abs=1e-4)
+            assert len(set(tokens)) == TOP
+        # Each token with its own log-probability, also where two are so close that their order is rounding.
+        if one["tokens"]:
+            theirs = everything.gather(-1, torch.tensor(one["tokens"])).tolist()
+            assert one["token_logprobs"] == [pytest.approx(values, abs=1e-4) for values in theirs]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scores_and_distributions_agree(layout: str, answered: dict[str, list[dict[str, Any]]]) -> None:
+    distributions, scores = (answered[layout][number]["result"] for number in (1, 2))
+
+    assert [one["logprobs"] for one in distributions] == [pytest.approx(own, abs=1e-6) for own in scores["logprobs"]]
+    assert [[tokens[0] for tokens in one["tokens"]] for one in distributions] == scores["likely"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_more_tokens_than_a_rank_has_rows_of_are_found_on_the_others(
+    layout: str, answered: dict[str, list[dict[str, Any]]], expected: list[torch.Tensor]
+) -> None:
+    (one,) = answered[layout][3]["result"]
+
+    values = expected[3].topk(MANY).values.tolist()
+    assert one["token_logprobs"] == [pytest.approx(each, abs=1e-4) for each in values]
+    assert all(len(set(tokens)) == MANY and min(tokens) >= 0 and max(tokens) < VOCABULARY for tokens in one["tokens"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_more_tokens_than_there_are_is_refused(layout: str, answered: dict[str, list[dict[str, Any]]]) -> None:
+    kind, message, *_ = answered[layout][4]["failed"]
+
+    assert (kind, message) == ("ValueError", "510 of 509 tokens cannot be the most likely ones")
