@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from pytest_llamaperf.answers import Answers
+from pytest_llamaperf.accuracy.companions import TEXT, Look, looked_at
+from pytest_llamaperf.accuracy.references import read_reference, reference_file, write_reference
+from pytest_llamaperf.accuracy.scores import Scores
+from pytest_llamaperf.answers import ANSWERS, Answers, answers_of
 from pytest_llamaperf.baselines import BaselineBook, can_be_promised, read_baselines, yaml_to_add
 from pytest_llamaperf.bench import Bench
 from pytest_llamaperf.cases import CPU, Case
@@ -23,6 +27,10 @@ from pytest_llamaperf.records import Result
 from pytest_llamaperf.settings import AUTO, Settings
 from pytest_llamaperf.verdicts import Outcome, Verdict, judge
 from pytest_llamaperf.wording import shown_path
+
+if TYPE_CHECKING:
+    from pytest_llamaperf.accuracy.evaluating import Evaluator
+    from pytest_llamaperf.accuracy.judging import Judgement
 
 # The kinds that are TensorRT-LLM.
 TRTLLM = ("tensorrt-llm", "trtllm-bench")
@@ -73,7 +81,26 @@ class Acceptance:
             watch_cpu=on_cpu,
             watch_gpus=None if on_cpu or not self.measures else self.gpu,
         )
-        return Bench(self.open, sampling, together=on_cpu, on_progress=self.surroundings.on_progress)
+        return Bench(self.open, sampling, together=on_cpu, ask=self._ask, on_progress=self.surroundings.on_progress)
+
+    def _ask(self, case: Case, engine: Engine) -> Answers | Look | Scores:
+        """The fixed questions, the fixed text, or what an accuracy task asks."""
+        if str(case.work) == ANSWERS:
+            return answers_of(case, engine)
+        if str(case.work) == TEXT:
+            return looked_at(case, engine)
+        return self._evaluator.scores(case, engine)
+
+    @functools.cached_property
+    def _evaluator(self) -> Evaluator:
+        from pytest_llamaperf.accuracy.evaluating import Evaluator
+
+        return Evaluator(self.surroundings)
+
+    def close(self) -> None:
+        """End what was started for the whole session."""
+        if "_evaluator" in vars(self):
+            self._evaluator.close()
 
     def open(self, spec: EngineSpec) -> Engine:
         """An engine of its kind, or the predictor where this run predicts.
@@ -165,7 +192,24 @@ class Acceptance:
         return measurement
 
     def answers(self, case: Case) -> Answers:
-        """What the engine of a case says. Raises EngineError, UsageError for a prediction."""
+        """What the engine of a case says to the fixed questions. Raises EngineError, UsageError for a prediction."""
+        found = self._asked(case)
+        assert isinstance(found, Answers)
+        return found
+
+    def look(self, case: Case) -> Look:
+        """What the engine of a case expects of the fixed text. Raises EngineError, UsageError for a prediction."""
+        found = self._asked(case)
+        assert isinstance(found, Look)
+        return found
+
+    def scores(self, case: Case) -> Scores:
+        """What the engine of a case gets right. Raises EngineError, UsageError for a prediction or an unknown task."""
+        found = self._asked(case)
+        assert isinstance(found, Scores)
+        return found
+
+    def _asked(self, case: Case) -> object:
         if not self.measures:
             raise UsageError(f"{case}: a prediction has no answers; run this test with an engine that measures")
         return self.bench.answers(case)
@@ -178,6 +222,26 @@ class Acceptance:
         )
         self.judged.append(verdict)
         return verdict
+
+    def judge_accuracy(self, candidate: Scores, other: Case) -> Judgement:
+        """Against the other case: its stored scores where there are any, else those of this session.
+
+        Raises UsageError for a stored reference of other questions, EngineError for a reference that cannot be had.
+        """
+        from pytest_llamaperf.accuracy.judging import judged
+
+        path = reference_file(self.settings.baselines, other)
+        if path is not None and not self.settings.record:
+            reference = read_reference(path, other, candidate.protocol)
+        else:
+            reference = self.scores(other)
+            if self.settings.record:
+                write_reference(self.settings.baselines, reference)
+        return judged(candidate, reference)
+
+    def is_stored(self, case: Case) -> bool:
+        """Whether a reference need not be asked again."""
+        return not self.settings.record and reference_file(self.settings.baselines, case) is not None
 
     def unjudged(self, results: Iterable[Result]) -> tuple[str, ...]:
         """Promises for the hardware of this run that no test asked about."""
@@ -195,6 +259,6 @@ class Acceptance:
             return hint
         return f"{hint}\nor run once more with --record: that promises what was measured, for this machine"
 
-    def blocks(self, verdict: Verdict) -> bool:
-        """Whether a verdict fails its test: a broken promise always, missing evidence under the gate."""
-        return verdict.outcome is Outcome.REGRESSION or (self.settings.gate and verdict.outcome is not Outcome.PASS)
+    def blocks(self, outcome: Outcome) -> bool:
+        """Whether an outcome fails its test: a regression always, missing evidence under the gate."""
+        return outcome is Outcome.REGRESSION or (self.settings.gate and outcome is not Outcome.PASS)

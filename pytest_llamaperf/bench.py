@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
-from pytest_llamaperf.answers import Answers, answers_of
+from pytest_llamaperf.answers import answers_of
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.engines import Engine, EngineSpec, FreshEngine, Opener
 from pytest_llamaperf.errors import EngineError, LlamaperfError, Unsupported
@@ -27,6 +27,9 @@ from pytest_llamaperf.measurements import Measurement, Source
 from pytest_llamaperf.measuring import Rounds, Sampling, errors_named, measurement, workload_of
 
 T = TypeVar("T")
+
+# What an open engine says to the questions of a case; raises EngineError.
+Ask = Callable[[Case, Engine], object]
 
 # What is under way, how much of it is done, and how much there is in all.
 OnProgress = Callable[[str, int, int | None], None]
@@ -63,13 +66,19 @@ class Bench:
     """Measures and asks, once in a session for each case. `together`: whether a group's engines may be open at once."""
 
     def __init__(
-        self, opener: Opener, sampling: Sampling, *, together: bool, on_progress: OnProgress | None = None
+        self,
+        opener: Opener,
+        sampling: Sampling,
+        *,
+        together: bool,
+        ask: Ask = answers_of,
+        on_progress: OnProgress | None = None,
     ) -> None:
-        self._opener, self._sampling, self._together = opener, sampling, together
+        self._opener, self._sampling, self._together, self._ask_engine = opener, sampling, together, ask
         self._on_progress = on_progress or (lambda text, done, total: None)
         self._groups: dict[EngineSpec, dict[EngineSpec, _Job]] = {}
         self._measured: dict[Case, Measurement | LlamaperfError] = {}
-        self._answered: dict[Case, Answers | LlamaperfError] = {}
+        self._answered: dict[Case, object] = {}
         self._done = self._total = 0
 
     def expect(self, *, measured: Sequence[Case] = (), answered: Sequence[Case] = ()) -> None:
@@ -97,8 +106,8 @@ class Bench:
             self._run(self._groups[EngineSpec.of(case)])
         return _value(self._measured[case])
 
-    def answers(self, case: Case) -> Answers:
-        """Raises EngineError when the engine could not be asked."""
+    def answers(self, case: Case) -> object:
+        """What `ask` made of the case's engine. Raises EngineError when it could not be asked."""
         if case not in self._answered:
             self.expect(answered=[case])
             self._run(self._groups[EngineSpec.of(case)])
@@ -148,7 +157,7 @@ class Bench:
 
     def _ask(self, opened: _Opened, case: Case) -> None:
         def ask(engine: Engine) -> None:
-            self._answered[case] = answers_of(case, engine)
+            self._answered[case] = self._ask_engine(case, engine)
 
         self._tell(f"asking {opened.job.spec}")
         opened.attempt(case, ask)

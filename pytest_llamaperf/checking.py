@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import pytest
 
 from pytest_llamaperf.acceptance import Acceptance
+from pytest_llamaperf.accuracy.companions import Look
+from pytest_llamaperf.accuracy.scores import Scores
 from pytest_llamaperf.answers import Answers
 from pytest_llamaperf.bench import Bench
 from pytest_llamaperf.benchmarking import play_back
@@ -63,6 +65,50 @@ class Ask:
         return _or_fail(self._item, case, lambda: self._acceptance.answers(case))
 
 
+class LookAt:
+    """`look(case)`: see the fixture."""
+
+    def __init__(self, acceptance: Acceptance, item: pytest.Item) -> None:
+        self._acceptance, self._item = acceptance, item
+
+    def __call__(self, case: Case) -> Look:
+        __tracebackhide__ = True
+        return _or_fail(self._item, case, lambda: self._acceptance.look(case))
+
+
+class Evaluate:
+    """`evaluate(case)`: see the fixture."""
+
+    def __init__(self, acceptance: Acceptance, item: pytest.Item) -> None:
+        self._acceptance, self._item = acceptance, item
+        # What is scored has to be compared, or the gate will ask why it was scored.
+        item.user_properties.append((MEASURES, True))
+
+    def __call__(self, case: Case) -> Scores:
+        __tracebackhide__ = True
+        return _or_fail(self._item, case, lambda: self._acceptance.scores(case))
+
+
+class AccuracyCheck:
+    """`accuracy.check(scores, other)`: see the fixture."""
+
+    def __init__(self, acceptance: Acceptance, item: pytest.Item) -> None:
+        self._acceptance, self._item = acceptance, item
+
+    def check(self, candidate: Scores, other: Case) -> None:
+        """Judge by the margin of the task, and fail or skip the test by it.
+
+        Without --gate a loss beyond the margin fails and what cannot be told skips. With it, both fail.
+        """
+        __tracebackhide__ = True
+        judgement = _or_fail(self._item, candidate.case, lambda: self._acceptance.judge_accuracy(candidate, other))
+        _attach(self._item, judgement.result(self._item.nodeid))
+        if self._acceptance.blocks(judgement.outcome):
+            pytest.fail(str(judgement), pytrace=False)
+        if judgement.outcome is not Outcome.PASS:
+            pytest.skip(str(judgement))
+
+
 class Predict:
     """`predict(case)`: see the fixture."""
 
@@ -95,7 +141,7 @@ class BaselineCheck:
         for verdict in verdicts:
             _attach(self._item, Result.of_verdict(self._item.nodeid, verdict))
         told = "\n\n".join(self._told(v) for v in verdicts if v.outcome is not Outcome.PASS)
-        if any(self._acceptance.blocks(verdict) for verdict in verdicts):
+        if any(self._acceptance.blocks(verdict.outcome) for verdict in verdicts):
             pytest.fail(told, pytrace=False)
         if told:
             pytest.skip(told)

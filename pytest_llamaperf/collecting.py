@@ -8,6 +8,7 @@ from importlib.metadata import version
 import pytest
 
 from pytest_llamaperf.acceptance import Acceptance
+from pytest_llamaperf.accuracy.judging import refuse_weak
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.errors import DocumentError, UsageError
 from pytest_llamaperf.selection import other_case, selected_cases
@@ -90,12 +91,16 @@ def expect(config: pytest.Config, items: Sequence[pytest.Item], acceptance: Acce
         if case is None or item.get_closest_marker("skip"):
             continue
         try:
-            cases = [case, *compared_with(item, case)]
             names = getattr(item, "fixturenames", ())
-            if "measure" in names or "answers" in names:
-                acceptance.bench.expect(
-                    measured=cases if "measure" in names else (), answered=cases if "answers" in names else ()
-                )
+            others = compared_with(item, case)
+            if "accuracy" in names:
+                others = [other for other in others if not acceptance.is_stored(other)]
+                if acceptance.settings.gate:
+                    refuse_weak(case)
+            cases = [case, *others]
+            asks = any(name in names for name in ("answers", "look", "evaluate"))
+            if "measure" in names or asks:
+                acceptance.bench.expect(measured=cases if "measure" in names else (), answered=cases if asks else ())
         except UsageError as problem:
             raise pytest.UsageError(f"{item.nodeid}: {problem}") from None
 

@@ -12,8 +12,11 @@ from pytest_llamaperf.acceptance import Acceptance
 from pytest_llamaperf.benchmarking import prepare, seen_as_benchmarks
 from pytest_llamaperf.cases import Case, Task, Workload
 from pytest_llamaperf.checking import (
+    AccuracyCheck,
     Ask,
     BaselineCheck,
+    Evaluate,
+    LookAt,
     Measure,
     Predict,
     checkpoint_of,
@@ -69,6 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
         openers = opened_by(config.hook.pytest_llamaperf_engines(config=config))
         acceptance = Acceptance(settings, openers, surroundings)
         config.stash[ACCEPTANCE] = acceptance
+        config.add_cleanup(acceptance.close)
         if hasattr(config, "workerinput"):
             return
         if settings.plan:
@@ -171,6 +175,24 @@ def measure(request: pytest.FixtureRequest) -> Measure:
 def answers(request: pytest.FixtureRequest) -> Ask:
     """`answers(case)` is what the case's engine says to fixed questions, as Answers; asked once a session."""
     return Ask(request.config.stash[ACCEPTANCE], request.node)
+
+
+@pytest.fixture
+def look(request: pytest.FixtureRequest) -> LookAt:
+    """`look(case)` is what the case's engine expects of a fixed text, token by token, as a Look; once a session."""
+    return LookAt(request.config.stash[ACCEPTANCE], request.node)
+
+
+@pytest.fixture
+def evaluate(request: pytest.FixtureRequest) -> Evaluate:
+    """`evaluate(case)` is what the case's engine gets right of its accuracy task, as Scores; once a session."""
+    return Evaluate(request.config.stash[ACCEPTANCE], request.node)
+
+
+@pytest.fixture
+def accuracy(request: pytest.FixtureRequest) -> AccuracyCheck:
+    """`accuracy.check(scores, other)` compares with another case, document by document, and fails or skips by it."""
+    return AccuracyCheck(request.config.stash[ACCEPTANCE], request.node)
 
 
 @pytest.fixture

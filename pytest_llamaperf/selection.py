@@ -9,21 +9,24 @@ from typing import Any
 
 import pytest
 
+from pytest_llamaperf.accuracy.companions import TEXT
 from pytest_llamaperf.answers import ANSWERS
 from pytest_llamaperf.baselines import BaselineBook
 from pytest_llamaperf.cases import CPU, ENGINES, Case, Layout, Task, Workload
 from pytest_llamaperf.catalog import check_weights, gpus, model_named, recipe_named, workload_named
+from pytest_llamaperf.catalog.tasks import evaluations
 from pytest_llamaperf.errors import UsageError, nearest
 from pytest_llamaperf.metrics import metric_named
 
 MARKERS = (
+    "accuracy: a test of answers that lm-eval scores; -m accuracy runs these alone, -m 'not accuracy' none of them",
     "cases(model, recipe, layout, workload or task, hardware=all GPUs, engine=all): a test for every combination of names",
     "versus(recipe=..., layout=..., engine=...): what the case is compared with, the same but for this; measured in turn with it",
     "promised(metric, model='*', ...): a test for every case whose baselines promise the metric and match the patterns",
 )
 
 _PARTS = ("model", "recipe", "layout", "workload")
-_TASKS = (ANSWERS, "checkpoint")
+_LOOKED_AT = (ANSWERS, TEXT, "checkpoint")  # beside the accuracy tasks of the catalog
 
 
 def selected_cases(
@@ -103,8 +106,9 @@ def other_case(case: Case, marker: pytest.Mark) -> Case:
 def _work(kind: str, name: str) -> Workload | Task:
     if kind == "workload":
         return workload_named(name)
-    if name not in _TASKS:
-        raise UsageError(f"@pytest.mark.cases: unknown task {name!r}; {nearest(name, _TASKS)}")
+    if name not in _LOOKED_AT and name not in evaluations():
+        known = (*_LOOKED_AT, *evaluations())
+        raise UsageError(f"@pytest.mark.cases: unknown task {name!r}; {nearest(name, known)}")
     return Task(name)
 
 

@@ -281,7 +281,7 @@ def test_measuring_a_case_about_answers_is_a_usage_error_that_names_the_test(ses
         (
             '"task": "answers"',
             '"task": "answer"',
-            "unknown task 'answer'; did you mean 'answers'? known: answers, checkpoint",
+            "unknown task 'answer'; did you mean 'answers'? known: agreement, answers, *",
         ),
         ('"task": "answers"', '"task": 5', "task is a name or a list of names, not 5"),
         (

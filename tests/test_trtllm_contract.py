@@ -91,6 +91,7 @@ def test_there_is_no_way_to_log_likelihoods_before_1_1(version: str) -> None:
 NAMES = {
     "bf16": (None, None),
     "modelopt-fp8": ("FP8", "FP8"),
+    "modelopt-fp8-bf16kv": ("FP8", None),
     "llama-fp8": ("FP8_PER_CHANNEL_PER_TOKEN", None),
     "modelopt-int8-sq": ("W8A8_SQ_PER_CHANNEL", None),
     "modelopt-int4-awq": ("W4A16_AWQ", None),

@@ -1,0 +1,167 @@
+"""A task asked of an open engine: lm-eval in one process has the questions, the engine in another the answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytest_llamaperf.accuracy import canary
+from pytest_llamaperf.accuracy.scores import Document, Scores
+from pytest_llamaperf.cases import Case
+from pytest_llamaperf.catalog.tasks import Evaluation, evaluation_named
+from pytest_llamaperf.engines import AnsweringEngine, Engine, EngineSpec, Surroundings
+from pytest_llamaperf.engines.hosted import checkpoint_for
+from pytest_llamaperf.errors import EngineError, Unsupported, UsageError, nearest
+from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
+from pytest_llamaperf.hosting.host import Host
+from pytest_llamaperf.hosting.phases import Phase
+
+# What runs in the child process: a package of `children/`.
+DRIVER = "evaluator"
+OFFLINE = Path(__file__).parent / "offline"
+SEED = 20261124  # of the documents that are drawn, and of few-shot examples
+
+Tell = Callable[[str, int, int | None], None]
+
+AT_ONCE = 512  # questions in one call of an engine, between two signs of progress
+
+
+class Evaluator:
+    """lm-eval in a process that is started once a session, for importing it takes longer than most tasks; see `close`."""
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._surroundings = surroundings
+        self._host: Host | None = None
+        self._told: Tell = surroundings.on_progress
+        self._sound: weakref.WeakSet[AnsweringEngine] = weakref.WeakSet()
+
+    def scores(self, case: Case, engine: Engine) -> Scores:
+        """Scores of the case's task. The engine must pass the canary first.
+
+        Raises Unsupported for an engine that cannot be asked, UsageError for a task that is unknown or whose documents
+        are not here, EngineError for answers that cannot be used, among them those to a document that is too long.
+        """
+        if not isinstance(engine, AnsweringEngine):
+            raise Unsupported(f"{case}: {case.engine} runs workloads and cannot be asked for answers")
+        spec = EngineSpec.of(case)
+        wanted = evaluation_named(str(case.work))
+        checkpoint = checkpoint_for(spec, self._surroundings)
+        if engine not in self._sound:
+            canary.check(engine)
+            self._sound.add(engine)
+
+        def tell(text: str, done: int, total: int | None) -> None:
+            self._surroundings.on_progress(f"{case}: {text}", done, total)
+
+        self._told = tell
+        host = self._opened()
+        try:
+            asked = host.call("evaluate", _arguments(wanted, checkpoint.path, spec), Phase.RUN)
+            while "done" not in asked:
+                asked = host.call("reply", {"values": _answered(engine, asked, tell)}, Phase.RUN)
+        except EngineFailure as failure:
+            self._host = None  # it has been ended
+            raise _explained(case, wanted, failure) from None
+        except BaseException:
+            self.close()  # lm-eval waits for a reply that will not come
+            raise
+        return _scores(case, wanted, asked["done"])
+
+    def close(self) -> None:
+        host, self._host = self._host, None
+        if host is not None:
+            host.kill()  # there is nothing to save
+
+    def _opened(self) -> Host:
+        if self._host is None:
+            if importlib.util.find_spec("lm_eval") is None:
+                raise EngineFailure(
+                    FailureKind.NOT_INSTALLED,
+                    Phase.LOAD,
+                    "lm-eval is missing: pip install 'pytest-llamaperf[accuracy]'",
+                )
+            self._host = Host(
+                DRIVER,
+                log=self._surroundings.logs / "lm-eval.log",
+                deadlines=self._surroundings.deadlines,
+                environment={"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
+                on_progress=lambda progress: self._told(progress.text, progress.done, progress.total),
+            )
+        return self._host
+
+
+def _arguments(wanted: Evaluation, checkpoint: Path, spec: EngineSpec) -> dict[str, Any]:
+    return {
+        "task": wanted.lm_eval,
+        "metric": wanted.metric,
+        "filter": wanted.filter,
+        "shots": wanted.shots,
+        "documents": wanted.documents,
+        "seed": SEED,
+        "include": str(OFFLINE) if wanted.offline else None,
+        "checkpoint": str(checkpoint),
+        "longest": spec.limits.max_seq_len or spec.model.context,
+    }
+
+
+def _answered(engine: AnsweringEngine, asked: Mapping[str, Any], tell: Tell) -> list[Any]:
+    if "score" in asked:
+        sequences, tails = asked["score"]["sequences"], asked["score"]["tails"]
+        replies: list[Any] = []
+        for start in range(0, len(sequences), AT_ONCE):
+            tell("log-likelihoods", start, len(sequences))
+            part = slice(start, start + AT_ONCE)
+            for found, sequence, tail in zip(
+                engine.score(sequences[part], tails=tails[part]), sequences[part], tails[part], strict=True
+            ):
+                replies.append([math.fsum(found.logprobs), list(found.likely) == sequence[-tail:]])
+        return replies
+    prompts, tokens = asked["generate"]["prompts"], asked["generate"]["tokens"]
+    answers: list[Any] = []
+    for start in range(0, len(prompts), AT_ONCE):
+        tell("answers", start, len(prompts))
+        answers += engine.generate(prompts[start : start + AT_ONCE], tokens)
+    return answers
+
+
+def _explained(case: Case, wanted: Evaluation, failure: EngineFailure) -> Exception:
+    """What a user can do something about is no failure of an engine."""
+    text = failure.problem
+    name, _, told = text.partition(": ")
+    match name:
+        case "UnknownTask":
+            return UsageError(f"{case}: {told}; {nearest(wanted.lm_eval, (wanted.lm_eval.partition('_')[0],))}")
+        case "NoData":
+            return UsageError(
+                f"{case}: {told}; where there is a network, `lm-eval run --tasks {wanted.lm_eval} --limit 1` fetches them, "
+                "or take an offline task"
+            )
+        case "TooLong":
+            return EngineError(f"{case}: {told}")
+    return failure
+
+
+def _scores(case: Case, wanted: Evaluation, done: Mapping[str, Any]) -> Scores:
+    documents: dict[str, Document] = {}
+    for row in done["rows"]:
+        score = row["score"]
+        if not (math.isfinite(score) and 0 <= score <= 1):
+            raise EngineError(f"{case}: document {row['id'][:12]} has the score {score}; scores are from 0 to 1")
+        if row["id"] in documents:
+            raise EngineError(f"{case}: two documents are the same, {row['id'][:12]}: {row['text']!r}")
+        documents[row["id"]] = Document(row["id"], score, row["cluster"], row["text"], row["target"], row["answer"])
+    if not documents:
+        raise EngineError(f"{case}: no document was scored")
+    protocol = {
+        **done["protocol"],
+        "task": wanted.lm_eval,
+        "metric": wanted.metric,
+        "filter": wanted.filter,
+        "documents": len(documents),
+        "seed": SEED,
+    }
+    return Scores(case, documents, protocol)
