@@ -268,6 +268,7 @@ def _(_: Any) -> NoReturn:
 @fault("sigint", Place.BENCHMARK)
 def _(_: Any) -> None:
     """Somebody interrupts it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
 
