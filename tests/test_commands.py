@@ -192,7 +192,7 @@ def test_doctor_says_why_there_is_no_gpu(llamaperf: Any, monkeypatch: pytest.Mon
     ("arguments", "incomplete", "expected"),
     [
         (["predict"], "llama-3.1", ["llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b"]),
-        (["predict", "--recipe"], "bf16,modelopt-f", ["bf16,modelopt-fp8"]),
+        (["predict", "--recipe"], "bf16,modelopt-f", ["bf16,modelopt-fp8", "bf16,modelopt-fp8-bf16kv"]),
         (["predict", "--gpu"], "h2", ["h200"]),
     ],
 )

@@ -198,11 +198,6 @@ UNKNOWN = "is quantized: {}, which no recipe of the catalog describes{}; give th
         ({"quant_algo": "NVFP4"}, "NVFP4 with FP8 KV cache", ""),
         ({"quant_algo": None}, "no weights with FP8 KV cache", ""),
         (
-            {"kv_cache_quant_algo": None},
-            "FP8 with BF16 KV cache",
-            ", modelopt-fp8 neither: hf_quant_config.json says kv_cache_quant_algo None, intended FP8",
-        ),
-        (
             {"exclude_modules": []},
             "FP8 with FP8 KV cache",
             ", modelopt-fp8 neither: lm_head is not excluded in hf_quant_config.json",
@@ -220,6 +215,12 @@ def test_what_no_recipe_describes_is_told(
     change_quantization(folder, **changes)
 
     assert refused(store, folder).startswith(UNKNOWN.format(what, differing))
+
+
+def test_the_recipe_that_says_what_is_there_is_named(folder: Path, store: CheckpointStore) -> None:
+    change_quantization(folder, kv_cache_quant_algo=None)
+
+    assert "is quantized: FP8 with BF16 KV cache; name the recipe modelopt-fp8-bf16kv" in refused(store, folder)
 
 
 def test_a_cache_of_a_scheme_that_nobody_reads_is_told(folder: Path, store: CheckpointStore) -> None:
@@ -487,7 +488,7 @@ def test_a_published_one_that_is_not_the_recipe_is_refused(
     change_quantization(folder, kv_cache_quant_algo=None)
     put_in_hub(hub, "nvidia/Tiny-Llama-FP8", folder)
 
-    with pytest.raises(BadCheckpoint, match="is quantized: FP8 with BF16 KV cache, which no recipe of the catalog"):
+    with pytest.raises(BadCheckpoint, match="is quantized: FP8 with BF16 KV cache; name the recipe"):
         store.get(known, FP8)
 
 

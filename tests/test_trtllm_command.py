@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from builders import case
+from engine_sessions import wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
@@ -441,7 +442,8 @@ def test_workers_that_outlive_the_command_are_ended_with_it(tmp_path: Path) -> N
 
     assert ended == {"status": 0, "lines": ["done"]}
     worker = int(pid.read_text())
-    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
+    # Killed, and gone as soon as the kernel has put it away.
+    wait_for(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE, 10.0)
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.2", "1.3rc"])
