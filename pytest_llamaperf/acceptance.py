@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pytest_llamaperf.accuracy.companions import TEXT, Look, looked_at
 from pytest_llamaperf.accuracy.references import read_reference, reference_file, write_reference
@@ -13,6 +13,7 @@ from pytest_llamaperf.answers import ANSWERS, Answers, answers_of
 from pytest_llamaperf.baselines import BaselineBook, can_be_promised, read_baselines, yaml_to_add
 from pytest_llamaperf.bench import Bench
 from pytest_llamaperf.cases import CPU, Case
+from pytest_llamaperf.catalog.tasks import evaluations
 from pytest_llamaperf.engines import PREDICTED, Engine, EngineSpec, Opener, Surroundings, is_built_in, readiness
 from pytest_llamaperf.engines.trtllm.nodes import found_nodes
 from pytest_llamaperf.errors import EngineError, UsageError
@@ -31,6 +32,8 @@ from pytest_llamaperf.wording import shown_path
 if TYPE_CHECKING:
     from pytest_llamaperf.accuracy.evaluating import Evaluator
     from pytest_llamaperf.accuracy.judging import Judgement
+
+T = TypeVar("T")
 
 # The kinds that are TensorRT-LLM.
 TRTLLM = ("tensorrt-llm", "trtllm-bench")
@@ -192,27 +195,36 @@ class Acceptance:
         return measurement
 
     def answers(self, case: Case) -> Answers:
-        """What the engine of a case says to the fixed questions. Raises EngineError, UsageError for a prediction."""
-        found = self._asked(case)
-        assert isinstance(found, Answers)
-        return found
+        """What the engine of a case says to the fixed questions.
+
+        Raises EngineError, UsageError for a prediction or a case that is about something else.
+        """
+        return self._asked(case, Answers, f"`answers` asks task={ANSWERS!r}")
 
     def look(self, case: Case) -> Look:
-        """What the engine of a case expects of the fixed text. Raises EngineError, UsageError for a prediction."""
-        found = self._asked(case)
-        assert isinstance(found, Look)
-        return found
+        """What the engine of a case expects of the fixed text.
+
+        Raises EngineError, UsageError for a prediction or a case that is about something else.
+        """
+        return self._asked(case, Look, f"`look` asks task={TEXT!r}")
 
     def scores(self, case: Case) -> Scores:
-        """What the engine of a case gets right. Raises EngineError, UsageError for a prediction or an unknown task."""
-        found = self._asked(case)
-        assert isinstance(found, Scores)
-        return found
+        """What the engine of a case gets right.
 
-    def _asked(self, case: Case) -> object:
+        Raises EngineError, UsageError for a prediction or a case that is about something else.
+        """
+        return self._asked(case, Scores, "`evaluate` asks accuracy tasks")
+
+    def _asked(self, case: Case, kind: type[T], asks: str) -> T:
+        """What the bench knows of a case, where the case is about that kind of answer; found out before anything opens."""
+        about = {ANSWERS: Answers, TEXT: Look}.get(str(case.work), Scores if str(case.work) in evaluations() else None)
+        if about is not kind:
+            raise UsageError(f"{case}: {asks}, and this case is about {case.work}")
         if not self.measures:
             raise UsageError(f"{case}: a prediction has no answers; run this test with an engine that measures")
-        return self.bench.answers(case)
+        found = self.bench.answers(case)
+        assert isinstance(found, kind)  # by `_ask`, which makes them
+        return found
 
     def judge(self, measurement: Measurement, metric: Metric) -> Verdict:
         promise = self.book(measurement.case.hardware).find(measurement.case, metric)

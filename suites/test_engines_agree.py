@@ -25,5 +25,7 @@ def test_trtllm_bench_agrees_with_our_clock(case, other, measure, baseline):
 
     ratio = ours.versus(measure(other), OUTPUT_THROUGHPUT)
 
-    assert 0.5 < ratio.of(OUTPUT_THROUGHPUT.versus(THEIRS)).value < 2
+    # On a CPU a run lasts less than a second, and whatever else the machine does counts double.
+    apart = 2.0 if case.hardware == "cpu" else 1.15
+    assert 1 / apart < ratio.of(OUTPUT_THROUGHPUT.versus(THEIRS)).value < apart
     baseline.check(ratio, OUTPUT_THROUGHPUT.versus(THEIRS))

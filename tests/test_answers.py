@@ -266,6 +266,18 @@ def test_an_engine_that_cannot_be_asked_skips_the_test_that_asks(session: Sessio
     result.stdout.fnmatch_lines(["  not supported: torch runs workloads and cannot be asked*"])
 
 
+@pytest.mark.parametrize("task", ["text", "checkpoint", "agreement"])
+def test_answers_of_a_case_about_something_else_are_refused_before_anything_opens(
+    pytester: pytest.Pytester, session: Session, task: str
+) -> None:
+    result = session(suite=SUITE.replace('"task": "answers"', f'"task": "{task}"'))
+
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines([f"*tp2/{task}: `answers` asks task='answers', and this case is about {task}"])
+    result.stdout.no_fnmatch_line("*assert isinstance*")
+    assert not (pytester.path / "engines.log").exists()
+
+
 def test_measuring_a_case_about_answers_is_a_usage_error_that_names_the_test(session: Session) -> None:
     result = session(suite=SUITE.replace("case, other, answers", "case, other, measure"))
 

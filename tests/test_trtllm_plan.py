@@ -329,7 +329,7 @@ def test_an_open_loop_has_no_command(engine: str) -> None:
 def test_answers_are_planned_without_a_command() -> None:
     lines = list(planned([dataclasses.replace(case(), work=Task("answers"))]))
 
-    assert lines[-1] == "  answers: greedy continuations and log-likelihoods of fixed questions"
+    assert lines[-1] == "  answers: greedy answers and log-likelihoods of given tokens"
 
 
 def test_no_case_is_a_plan_of_nothing() -> None:

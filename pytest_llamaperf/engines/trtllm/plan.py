@@ -78,7 +78,7 @@ def _call(name: str, fields: dict[str, object]) -> str:
 
 def _work(spec: EngineSpec, case: Case, version: Version) -> Iterator[str]:
     if not isinstance(case.work, Workload):
-        yield f"  {case.work}: greedy continuations and log-likelihoods of fixed questions"
+        yield f"  {case.work}: greedy answers and log-likelihoods of given tokens"
         return
     yield f"  {case.work}: {counted(case.work.requests, 'request')}"
     if spec.kind == "tensorrt-llm":
