@@ -113,6 +113,8 @@ def test_a_loss_is_a_regression_that_names_task_loss_answers_and_documents(sessi
     assert (found["outcome"], found["metric"], found["source"]) == ("regression", "accuracy", "measured")
     assert found["value"] == pytest.approx(1 - 50 / 600)
     assert found["baseline"]["value"] == 1.0
+    assert set(found["fingerprint"]["settings"]) == {"seed", "checkpoint"}
+    assert set(found["fingerprint"]["versions"]) == {"lm_eval"}
     assert found["low"] < found["value"] < found["high"] < 0.99
     result.stdout.fnmatch_lines(
         [

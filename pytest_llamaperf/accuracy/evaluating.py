@@ -13,8 +13,9 @@ from pytest_llamaperf.accuracy import canary
 from pytest_llamaperf.accuracy.scores import Document, Scores
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.catalog.tasks import Evaluation, evaluation_named
+from pytest_llamaperf.checkpoints import Checkpoint
 from pytest_llamaperf.engines import AnsweringEngine, Engine, EngineSpec, Surroundings
-from pytest_llamaperf.engines.hosted import checkpoint_for
+from pytest_llamaperf.engines.hosted import checkpoint_for, fingerprint
 from pytest_llamaperf.errors import EngineError, Unsupported, UsageError, nearest
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
 from pytest_llamaperf.hosting.host import Host
@@ -69,7 +70,7 @@ class Evaluator:
         except BaseException:
             self.close()  # lm-eval waits for a reply that will not come
             raise
-        return _scores(case, wanted, asked["done"])
+        return _scores(case, wanted, asked["done"], checkpoint)
 
     def close(self) -> None:
         host, self._host = self._host, None
@@ -145,7 +146,7 @@ def _explained(case: Case, wanted: Evaluation, failure: EngineFailure) -> Except
     return failure
 
 
-def _scores(case: Case, wanted: Evaluation, done: Mapping[str, Any]) -> Scores:
+def _scores(case: Case, wanted: Evaluation, done: Mapping[str, Any], checkpoint: Checkpoint) -> Scores:
     documents: dict[str, Document] = {}
     for row in done["rows"]:
         score = row["score"]
@@ -164,4 +165,5 @@ def _scores(case: Case, wanted: Evaluation, done: Mapping[str, Any]) -> Scores:
         "documents": len(documents),
         "seed": SEED,
     }
-    return Scores(case, documents, protocol)
+    versions = {"lm_eval": done["protocol"]["lm_eval"]}
+    return Scores(case, documents, protocol, fingerprint(versions, {"seed": SEED}, checkpoint))
