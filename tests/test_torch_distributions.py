@@ -12,6 +12,9 @@ from networks import PROMPTS, llama, reference, served, settings
 TOP = 5
 VOCABULARY = 509  # three ranks share it unevenly
 LAYOUTS = ("tp1", "tp2", "tp3", "pp2", "tp2-pp2")
+CONTEXT = [3, 141, 59]
+CHOICES = ([7], [500], [7], [26, 5, 35], [26, 5, 8], [])  # three one-token ones, two that part late, none at all
+TAILS = [1, 1, 2, 3, 2, 1]
 MANY = 180  # more than the rows of any of three ranks
 
 
@@ -30,7 +33,8 @@ def expected(checkpoint: Path) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def answered(checkpoint: Path) -> dict[str, list[dict[str, Any]]]:
-    """Layout -> what `distributions`, `score`, and `distributions` of MANY tokens answer; or the failure of the last."""
+    """Layout -> what `distributions`, `score`, `distributions` of MANY tokens and `score` of CHOICES answer; the failure
+    of the last."""
     sequences = [list(prompt) for prompt in PROMPTS]
     jobs = [
         [
@@ -38,6 +42,7 @@ def answered(checkpoint: Path) -> dict[str, list[dict[str, Any]]]:
             ("distributions", {"sequences": sequences, "top": TOP}),
             ("score", {"sequences": sequences, "noise": 0.0}),
             ("distributions", {"sequences": sequences[3:4], "top": MANY}),
+            ("score", {"sequences": [[*CONTEXT, *tail] for tail in CHOICES], "noise": 0.0, "tails": TAILS}),
             ("distributions", {"sequences": sequences, "top": VOCABULARY + 1}),
         ]
         for layout in LAYOUTS
@@ -85,7 +90,22 @@ def test_more_tokens_than_a_rank_has_rows_of_are_found_on_the_others(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_choices_after_one_context_are_scored_as_if_each_were_alone(
+    layout: str, answered: dict[str, list[dict[str, Any]]], checkpoint: Path
+) -> None:
+    found = answered[layout][4]["result"]
+    network = reference(checkpoint)
+
+    for choice, tail, logprobs, likely in zip(CHOICES, TAILS, found["logprobs"], found["likely"], strict=True):
+        sequence = [*CONTEXT, *choice]
+        with torch.no_grad():
+            everything = network(torch.tensor([sequence])).logits[0, -tail - 1 : -1].float().log_softmax(-1)
+        assert logprobs == pytest.approx([float(row[t]) for row, t in zip(everything, sequence[-tail:], strict=True)])
+        assert likely == everything.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_more_tokens_than_there_are_is_refused(layout: str, answered: dict[str, list[dict[str, Any]]]) -> None:
-    kind, message, *_ = answered[layout][4]["failed"]
+    kind, message, *_ = answered[layout][5]["failed"]
 
     assert (kind, message) == ("ValueError", "510 of 509 tokens cannot be the most likely ones")

@@ -591,4 +591,5 @@ def test_a_step_computes_on_the_device_of_the_network(monkeypatch: pytest.Monkey
     prompts = PromptStep(tokens, torch.tensor([5, 3]), torch.tensor([0, 2]))
     assert stage.choose(prompts).shape == (2,)
     assert stage.choose(DecodeStep(torch.tensor([1, 2, 3]), torch.tensor([5, 0, 3]), 0, 6)).shape == (3,)
-    assert [found.shape for found in stage.judge(JudgeStep(tokens))] == [(2, 4), (2, 4)]
+    judged = stage.judge(JudgeStep(tokens, at=torch.tensor([0, 4, 7]), targets=torch.tensor([1, 2, 3])))
+    assert judged.shape == (2, 3)

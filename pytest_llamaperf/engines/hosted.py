@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pytest_llamaperf.checkpoints import Checkpoint, CheckpointStore
@@ -33,6 +34,7 @@ def started(
     ending: contextlib.ExitStack,
     *,
     deadlines: Deadlines | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Host:
     """A host that `ending` kills, with a folder for temporary files that goes with it. Raises EngineFailure."""
 
@@ -46,7 +48,7 @@ def started(
         driver,
         log=surroundings.logs / f"{str(spec).replace('/', '_')}.log",
         deadlines=deadlines or surroundings.deadlines,
-        environment={"TMPDIR": str(scratch)},
+        environment={"TMPDIR": str(scratch), **environment},
         on_progress=tell,
     )
     ending.callback(host.kill)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,8 +22,11 @@ from pytest_llamaperf.traces import Trace
 # What runs in the child process: a package of `children/`.
 DRIVER = "torch_llama"
 
-# One CPU thread a rank: with two, a busy neighbour costs four fifths of the speed (OpenMP threads wait spinning).
+# One CPU thread a rank where time is taken: with two, a busy neighbour costs four fifths of the speed, for threads of
+# OpenMP wait spinning. Answers are not timed and use all, which then must not spin: beside each other two engines with
+# two threads each are as fast as with one, where they would lose up to a half.
 CPU_THREADS = 1
+THREADS_WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class TorchEngine(Hosted):
@@ -38,7 +42,7 @@ class TorchEngine(Hosted):
         checkpoint = None if spec.model.random else checkpoint_for(spec, surroundings)
         began = time.monotonic()
         with contextlib.ExitStack() as ending:
-            self._host = started(DRIVER, spec, surroundings, ending)
+            self._host = started(DRIVER, spec, surroundings, ending, environment=THREADS_WAIT_ASLEEP)
             settings = settings_for(spec, checkpoint)
             loaded = self._host.call("load", settings, Phase.LOAD)
             self._load_time = time.monotonic() - began
@@ -96,6 +100,7 @@ def settings_for(spec: EngineSpec, checkpoint: Checkpoint | None) -> dict[str, A
         "most_prompt_tokens": spec.limits.max_num_tokens,
         "device": "cpu" if spec.hardware == CPU else "cuda",
         "threads": CPU_THREADS,
+        "answer_threads": max(1, len(os.sched_getaffinity(0)) // (spec.layout.tp * spec.layout.pp)),
     }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import random
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,13 +22,15 @@ from .stages import JudgeStep, Stage
 from .weights import CheckpointWeights, RandomWeights, Weights, shape_of_config
 
 Report = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What an engine is opened with. `checkpoint` is a folder, or None for weights drawn in `config`'s shape.
 
-    slots and most_prompt_tokens are of one pipeline stage; `threads` are CPU threads of a rank.
+    slots and most_prompt_tokens are of one pipeline stage. CPU threads are of a rank: `threads` where time is taken,
+    `answer_threads` where it is not.
     """
 
     checkpoint: str | None
@@ -40,11 +43,26 @@ class Settings:
     most_prompt_tokens: int
     device: str
     threads: int
+    answer_threads: int = 1
     seed: int = 0
 
     @property
     def ranks(self) -> int:
         return self.tp * self.pp
+
+
+def _not_timed(command: Callable[..., T]) -> Callable[..., T]:
+    """A command of a rank for which it uses the threads for answers."""
+
+    @functools.wraps(command)
+    def with_more_threads(rank: Rank, *args: Any, **kwargs: Any) -> T:
+        torch.set_num_threads(rank.settings.answer_threads)
+        try:
+            return command(rank, *args, **kwargs)
+        finally:
+            torch.set_num_threads(rank.settings.threads)
+
+    return with_more_threads
 
 
 class Rank:
@@ -53,7 +71,7 @@ class Rank:
     def __init__(self, settings: Settings, rank: int, rendezvous: Path, report: Report) -> None:
         torch.set_num_threads(settings.threads)
         torch.set_grad_enabled(False)
-        self._settings, self._rank = settings, rank
+        self.settings, self._rank = settings, rank
         self.device = torch.device("cpu")
         if settings.device == "cuda":
             self.device = torch.device("cuda", rank)
@@ -82,10 +100,10 @@ class Rank:
     def loaded(self) -> dict[str, Any]:
         """What was opened, as it is: versions as loaded, settings in effect."""
         versions = {"torch": str(torch.__version__)}
-        if self._settings.device == "cuda":
+        if self.settings.device == "cuda":
             versions["cuda"] = str(torch.version.cuda)
             versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
-        if self._settings.checkpoint:
+        if self.settings.checkpoint:
             versions["safetensors"] = importlib.metadata.version("safetensors")
         return {"versions": versions, "threads": torch.get_num_threads()}
 
@@ -96,6 +114,7 @@ class Rank:
         traces = [[r.submitted, r.first_token, r.last_token, len(r.prompt), len(r.tokens)] for r in requests]
         return {"traces": traces, "peak_memory": self._peak_memory()}
 
+    @_not_timed
     def generate(self, prompts: Sequence[list[int]], tokens: int, concurrency: int | None) -> list[list[int]]:
         """The `tokens` most likely tokens after each prompt."""
         self._check(prompts)
@@ -103,6 +122,7 @@ class Rank:
         self._batcher.run(requests, concurrency)
         return [request.tokens for request in requests]
 
+    @_not_timed
     @torch.inference_mode()
     def score(self, sequences: Sequence[list[int]], noise: float, tails: Sequence[int] | None = None) -> dict[str, Any]:
         """For each sequence, of every token after the first: log-probability, and the token most likely there.
@@ -113,24 +133,19 @@ class Rank:
         for number, tail in enumerate(tails or ()):
             if not 1 <= tail < len(sequences[number]):
                 raise ValueError(f"sequence {number} has {len(sequences[number])} tokens, and no tail of {tail}")
+        sizes = [len(sequence) - 1 for sequence in sequences] if tails is None else tails
         logprobs: list[list[float]] = [[] for _ in sequences]
         likely: list[list[int]] = [[] for _ in sequences]
-        for batch, tokens in self._batches(sequences):
-            wanted = torch.zeros(len(batch), tokens.shape[1] - 1, dtype=torch.bool)
-            places = []
-            for row, number in enumerate(batch):
-                size = len(sequences[number]) - 1
-                places.append(slice(0 if tails is None else size - tails[number], size))
-                wanted[row, places[row]] = True
-            found = self._stage.judge(JudgeStep(tokens, noise, wanted))
+        for asked in self._questions(sequences, sizes):
+            found = self._stage.judge(asked.step(noise))
             if found is None:
                 continue
-            for row, number in enumerate(batch):
-                logprobs[number] = found[0][row, places[row]].tolist()
-                likely[number] = found[1][row, places[row]].tolist()
+            for number, part in asked.split(found):
+                logprobs[number], likely[number] = part[0].tolist(), part[1].long().tolist()
         self._stage.settle()
         return {"logprobs": logprobs, "likely": likely}
 
+    @_not_timed
     @torch.inference_mode()
     def distributions(self, sequences: Sequence[list[int]], top: int, noise: float = 0.0) -> list[dict[str, Any]]:
         """For each sequence, of every token after the first: its log-probability, the `top` most likely tokens and theirs.
@@ -141,14 +156,12 @@ class Rank:
         if not 1 <= top <= self._vocabulary:
             raise ValueError(f"{top} of {self._vocabulary} tokens cannot be the most likely ones")
         answers: list[dict[str, Any]] = [{} for _ in sequences]
-        for batch, tokens in self._batches(sequences):
-            sizes = [len(sequences[number]) - 1 for number in batch]
-            wanted = torch.arange(tokens.shape[1] - 1) < torch.tensor(sizes)[:, None]
-            found = self._stage.expect(JudgeStep(tokens, noise, wanted), top)
+        for asked in self._questions(sequences, [len(sequence) - 1 for sequence in sequences]):
+            found = self._stage.expect(asked.step(noise), top)
             if found is None:
                 continue
-            for row, (number, size) in enumerate(zip(batch, sizes, strict=True)):
-                own, best, likely = torch.split(found[:, row, :size], [1, top, top])
+            for number, part in asked.split(found):
+                own, best, likely = torch.split(part, [1, top, top])
                 answers[number] = {
                     "logprobs": own[0].tolist(), "tokens": likely.T.long().tolist(), "token_logprobs": best.T.tolist()
                 }  # fmt: skip
@@ -159,23 +172,26 @@ class Rank:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _batches(self, sequences: Sequence[list[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Numbers of sequences that fit into one step, the longest first, and their tokens [B, T], padded at the ends."""
-        longest_first = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-        while longest_first:
-            most = max(1, self._settings.most_prompt_tokens // len(sequences[longest_first[0]]))
-            batch, longest_first = longest_first[:most], longest_first[most:]
-            tokens = torch.zeros(len(batch), max(2, len(sequences[batch[0]])), dtype=torch.long)
-            for row, number in enumerate(batch):
-                tokens[row, : len(sequences[number])] = torch.tensor(sequences[number])
-            yield batch, tokens
+    def _questions(self, sequences: Sequence[list[int]], sizes: Sequence[int]) -> Iterator[_Questions]:
+        """About the last `sizes` tokens of each sequence, as many as fit into one step at a time, the longest first.
+
+        Sequences that differ in their last token alone share a row: choices of one word after one context.
+        """
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for number, sequence in enumerate(sequences):
+            alike.setdefault(tuple(sequence[:-1]), []).append(number)
+        contexts = sorted(alike, key=len, reverse=True)
+        while contexts:
+            most = max(1, self.settings.most_prompt_tokens // max(1, len(contexts[0])))
+            batch, contexts = contexts[:most], contexts[most:]
+            yield _Questions(batch, [alike[context] for context in batch], sequences, sizes)
 
     def _check(self, sequences: Sequence[list[int]]) -> None:
         """Refuse what would be cut or would read beyond the vocabulary. Raises ValueError."""
         for number, sequence in enumerate(sequences):
-            if not sequence or len(sequence) > self._settings.positions:
+            if not sequence or len(sequence) > self.settings.positions:
                 raise ValueError(
-                    f"sequence {number} has {len(sequence)} tokens; from 1 to {self._settings.positions} fit"
+                    f"sequence {number} has {len(sequence)} tokens; from 1 to {self.settings.positions} fit"
                 )
             if not all(0 <= token < self._vocabulary for token in sequence):
                 raise ValueError(f"sequence {number} has a token outside the vocabulary of {self._vocabulary}")
@@ -185,6 +201,37 @@ class Rank:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_reserved(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class _Questions:
+    """One step's: rows of contexts, and which sequences ask about the last `sizes` tokens of each."""
+
+    def __init__(
+        self,
+        contexts: Sequence[tuple[int, ...]],
+        askers: Sequence[Sequence[int]],
+        sequences: Sequence[list[int]],
+        sizes: Sequence[int],
+    ) -> None:
+        width = max(1, len(contexts[0]))
+        self._tokens = torch.zeros(len(contexts), width, dtype=torch.long)
+        self._sizes = {number: sizes[number] for numbers in askers for number in numbers}
+        at: list[int] = []
+        targets: list[int] = []
+        for row, (context, numbers) in enumerate(zip(contexts, askers, strict=True)):
+            self._tokens[row, : len(context)] = torch.tensor(context, dtype=torch.long)
+            end = row * width + len(context)
+            for number in numbers:
+                at += range(end - sizes[number], end)
+                targets += sequences[number][len(context) + 1 - sizes[number] :]
+        self._at, self._targets = torch.tensor(at, dtype=torch.long), torch.tensor(targets, dtype=torch.long)
+
+    def step(self, noise: float) -> JudgeStep:
+        return JudgeStep(self._tokens, self._at, self._targets, noise)
+
+    def split(self, found: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """[rows, N] of all -> (number of a sequence, [rows, its size])."""
+        return zip(self._sizes, torch.split(found, list(self._sizes.values()), dim=1), strict=True)
 
 
 def _weights(settings: Settings, dtype: torch.dtype, device: torch.device) -> Weights:

@@ -36,14 +36,15 @@ class DecodeStep:
 
 @dataclass(frozen=True)
 class JudgeStep:
-    """How likely each token of sequences [B, T] was after those before it, with `noise` on what is embedded.
+    """How likely `targets` [N] are after the places `at` [N] of sequences [B, T], which are counted row by row.
 
-    `wanted` [B, T-1] marks the tokens after the first that are asked about; None: all.
+    `noise` disturbs what is embedded.
     """
 
     tokens: torch.Tensor
+    at: torch.Tensor
+    targets: torch.Tensor
     noise: float = 0.0
-    wanted: torch.Tensor | None = None
 
 
 class Stage:
@@ -94,34 +95,31 @@ class Stage:
             return None
         return tokens if tokens is not None else self._received(self._last, len(step.tokens), self._back)
 
-    def judge(self, step: JudgeStep) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(log-probabilities [B, T-1], most likely tokens [B, T-1]) on the first stage, else None; 0 where not wanted."""
-        found = self._asked(
+    def judge(self, step: JudgeStep) -> torch.Tensor | None:
+        """[2, N]: log-probabilities of the targets, and the most likely tokens there; on the first stage, else None."""
+        return self._asked(
             step, 2, lambda x, targets: torch.stack([part.double() for part in self.network.judged(x, targets)])
         )
-        return None if found is None else (found[0], found[1].long())
 
     def expect(self, step: JudgeStep, top: int) -> torch.Tensor | None:
-        """[1 + 2 * top, B, T-1] as `network.expected` gives it, on the first stage, else None; 0 where not wanted."""
+        """[1 + 2 * top, N] as `network.expected` gives it, on the first stage, else None."""
         return self._asked(step, 1 + 2 * top, lambda x, targets: self.network.expected(x, targets, top))
 
     def _asked(
         self, step: JudgeStep, rows: int, head: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     ) -> torch.Tensor | None:
-        """What `head` finds of hidden states [N, hidden] and the tokens after them, [rows, N], spread to [rows, B, T-1]."""
+        """What `head` finds of hidden states [N, hidden] and the targets, [rows, N]."""
         network = self.network
-        before, targets = step.tokens[:, :-1], step.tokens[:, 1:]
-        wanted = step.wanted if step.wanted is not None else torch.ones_like(targets, dtype=torch.bool)
-        x = self._entering(before, step.noise)
+        x = self._entering(step.tokens, step.noise)
         x = network.prompts(x, None)
         found: torch.Tensor | None = None
         if network.cut.last:
             # Only what is asked about goes through the head, which is a fifth of a small network.
-            asked = x.flatten(0, 1)[wanted.flatten().nonzero()[:, 0].to(x.device)]
+            asked = x.flatten(0, 1)[step.at.to(x.device)]
             # In pieces: the scores of a whole batch over a vocabulary of 128,256 are half a megabyte a token.
             pieces = [
                 head(states, tokens)
-                for states, tokens in zip(torch.split(asked, 256), torch.split(targets[wanted], 256), strict=True)
+                for states, tokens in zip(torch.split(asked, 256), torch.split(step.targets, 256), strict=True)
             ]
             found = torch.cat(pieces, dim=1).cpu()
             if not network.cut.first:
@@ -131,11 +129,9 @@ class Stage:
         if not self.starts:
             return None
         if found is None:
-            found = torch.empty(rows, int(wanted.sum()), dtype=torch.double)
+            found = torch.empty(rows, len(step.targets), dtype=torch.double)
             dist.recv(found, self._last, group=self._back)
-        spread = torch.zeros(rows, *targets.shape, dtype=torch.double)
-        spread[:, wanted] = found
-        return spread
+        return found
 
     def settle(self) -> None:
         """Wait until everything sent has arrived."""
