@@ -115,6 +115,16 @@ def test_fp8_with_scales_by_row_finds_the_scale_of_every_token(dtype: torch.dtyp
         close(found.view(15, OUTS)[token], expected.view(15, OUTS)[token])
 
 
+@pytest.mark.parametrize("scale", [0.0123457, 3.3e-5, 7.0e3])
+def test_a_product_times_its_scale_is_rounded_once(scale: float) -> None:
+    """One number takes a way without a copy in FP32, which must be that of FP32 to the bit; so must many."""
+    y = normal(64, OUTS, dtype=torch.bfloat16)
+    one, many = torch.tensor(scale), torch.full((OUTS,), scale)
+
+    for scales in ((one,), (many,), (many, torch.ones(64, 1))):
+        assert torch.equal(linears._rescaled(y.clone(), *scales), (y.float() * one).to(torch.bfloat16))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("smooth", [False, True])
 def test_int8_rounds_evened_inputs_to_whole_numbers(dtype: torch.dtype, smooth: bool) -> None:

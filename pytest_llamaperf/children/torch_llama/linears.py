@@ -55,8 +55,7 @@ class Fp8Tensor:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         quantized = _to_fp8(x, self.input_scale)
         if self.weight.dtype is not FP8:
-            y = product(quantized.to(x.dtype), self.weight)
-            return (y.float() * (self.input_scale * self.weight_scale)).to(x.dtype)
+            return _rescaled(product(quantized.to(x.dtype), self.weight), self.input_scale * self.weight_scale)
         if not self.weight_scale.ndim:
             return _scaled_product(quantized, self.weight, self.input_scale, self.weight_scale, x.dtype)
         # The hardware takes one scale for all of both sides, or one for each row of both.
@@ -78,7 +77,7 @@ class Fp8Row:
         if self.weight.dtype is FP8:
             y = _scaled_product(quantized, self.weight, scale, self.weight_scale[None], x.dtype)
         else:
-            y = (product(quantized.to(x.dtype), self.weight).float() * scale * self.weight_scale).to(x.dtype)
+            y = _rescaled(product(quantized.to(x.dtype), self.weight), scale, self.weight_scale)
         return y.view(*x.shape[:-1], -1)
 
 
@@ -97,8 +96,7 @@ class Int8Smooth:
         smooth = (x if self.smoothing is None else x * self.smoothing).float()
         # Whole numbers up to 128 are exact in BF16, and their products are summed in FP32.
         quantized = (smooth / self.input_scale).round_().clamp_(-INT8_MAX - 1, INT8_MAX).to(x.dtype)
-        y = product(quantized, self.weight)
-        return (y.float() * (self.input_scale * self.weight_scale)).to(x.dtype)
+        return _rescaled(product(quantized, self.weight), self.input_scale * self.weight_scale)
 
 
 @dataclass(frozen=True)
@@ -203,6 +201,16 @@ def _equal(layers: Sequence[Linear], name: str) -> bool:
 
 def _to_fp8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (x.float() / scale).clamp_(-FP8_MAX, FP8_MAX).to(FP8)
+
+
+def _rescaled(y: torch.Tensor, *scales: torch.Tensor) -> torch.Tensor:
+    """y times FP32 scales that fit its shape, rounded once. By a single number torch does that without an FP32 copy."""
+    if len(scales) == 1 and not scales[0].ndim:
+        return y * scales[0]
+    exact = y.float()
+    for scale in scales:
+        exact.mul_(scale)
+    return exact.to(y.dtype)
 
 
 def _scaled_product(
