@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from pytest_llamaperf.accuracy.companions import TEXT, Look, looked_at
 from pytest_llamaperf.accuracy.references import read_reference, reference_file, write_reference
 from pytest_llamaperf.accuracy.scores import Scores
-from pytest_llamaperf.answers import ANSWERS, Answers, answers_of
+from pytest_llamaperf.answers import ANSWERS, REPEATS, Answers, Repeats, answers_of, repeats_of
 from pytest_llamaperf.baselines import BaselineBook, can_be_promised, read_baselines, yaml_to_add
 from pytest_llamaperf.bench import Bench
 from pytest_llamaperf.cases import CPU, Case
 from pytest_llamaperf.catalog.tasks import evaluations
 from pytest_llamaperf.engines import PREDICTED, Engine, EngineSpec, Opener, Surroundings, is_built_in, readiness
 from pytest_llamaperf.engines.trtllm.nodes import found_nodes
-from pytest_llamaperf.errors import EngineError, UsageError
+from pytest_llamaperf.errors import EngineError, Unsupported, UsageError
 from pytest_llamaperf.gpu_watch import occupied
 from pytest_llamaperf.hardware import Machine, find_machine
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# What is asked in cases that are about no accuracy task.
+_FIXED: Mapping[str, Callable[[Case, Engine], Answers | Repeats | Look]] = {
+    ANSWERS: answers_of,
+    REPEATS: repeats_of,
+    TEXT: looked_at,
+}
 # The kinds that are TensorRT-LLM.
 TRTLLM = ("tensorrt-llm", "trtllm-bench")
 
@@ -86,12 +92,12 @@ class Acceptance:
         )
         return Bench(self.open, sampling, together=on_cpu, ask=self._ask, on_progress=self.surroundings.on_progress)
 
-    def _ask(self, case: Case, engine: Engine) -> Answers | Look | Scores:
-        """The fixed questions, the fixed text, or what an accuracy task asks."""
-        if str(case.work) == ANSWERS:
-            return answers_of(case, engine)
-        if str(case.work) == TEXT:
-            return looked_at(case, engine)
+    def _ask(self, case: Case, engine: Engine) -> Answers | Repeats | Look | Scores:
+        """The fixed questions, one of them many times, the fixed text, or what an accuracy task asks."""
+        ask = _FIXED.get(str(case.work), self._evaluated)
+        return ask(case, engine)
+
+    def _evaluated(self, case: Case, engine: Engine) -> Scores:
         return self._evaluator.scores(case, engine)
 
     @functools.cached_property
@@ -197,31 +203,39 @@ class Acceptance:
     def answers(self, case: Case) -> Answers:
         """What the engine of a case says to the fixed questions.
 
-        Raises EngineError, UsageError for a prediction or a case that is about something else.
+        Raises EngineError, Unsupported for a prediction, UsageError for a case that is about something else.
         """
         return self._asked(case, Answers, f"`answers` asks task={ANSWERS!r}")
+
+    def repeats(self, case: Case) -> Repeats:
+        """What the engine of a case says to one prompt asked many times.
+
+        Raises as `answers` does.
+        """
+        return self._asked(case, Repeats, f"`repeats` asks task={REPEATS!r}")
 
     def look(self, case: Case) -> Look:
         """What the engine of a case expects of the fixed text.
 
-        Raises EngineError, UsageError for a prediction or a case that is about something else.
+        Raises EngineError, Unsupported for a prediction, UsageError for a case that is about something else.
         """
         return self._asked(case, Look, f"`look` asks task={TEXT!r}")
 
     def scores(self, case: Case) -> Scores:
         """What the engine of a case gets right.
 
-        Raises EngineError, UsageError for a prediction or a case that is about something else.
+        Raises EngineError, Unsupported for a prediction, UsageError for a case that is about something else.
         """
         return self._asked(case, Scores, "`evaluate` asks accuracy tasks")
 
     def _asked(self, case: Case, kind: type[T], asks: str) -> T:
         """What the bench knows of a case, where the case is about that kind of answer; found out before anything opens."""
-        about = {ANSWERS: Answers, TEXT: Look}.get(str(case.work), Scores if str(case.work) in evaluations() else None)
+        fixed = {ANSWERS: Answers, REPEATS: Repeats, TEXT: Look}
+        about = fixed.get(str(case.work), Scores if str(case.work) in evaluations() else None)
         if about is not kind:
             raise UsageError(f"{case}: {asks}, and this case is about {case.work}")
         if not self.measures:
-            raise UsageError(f"{case}: a prediction has no answers; run this test with an engine that measures")
+            raise Unsupported(f"{case}: a prediction has no answers")
         found = self.bench.answers(case)
         assert isinstance(found, kind)  # by `_ask`, which makes them
         return found

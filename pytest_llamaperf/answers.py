@@ -1,21 +1,25 @@
 """What an engine answers to fixed questions, so that engines can be compared by what they say and not only by speed.
 
 Greedy continuations of PROMPTS, in one batch, once more, and some of them alone; and how likely every token of TEXTS
-is. A network of random weights has no tokenizer and gets questions drawn from its vocabulary.
+is. A network of random weights has no tokenizer and gets questions drawn from its vocabulary. And, of its own, one prompt
+asked many times at once.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_llamaperf.cases import Case, Model
 from pytest_llamaperf.engines import AnsweringEngine, Engine, Scored
 from pytest_llamaperf.errors import Unsupported, UsageError
+from pytest_llamaperf.wording import counted
 
-# Name of the task of cases that are asked instead of measured.
+# Names of the tasks of cases that are asked instead of measured.
 ANSWERS = "answers"
+REPEATS = "repeats"
 
 PROMPTS = (
     "The capital of France is",
@@ -47,6 +51,7 @@ TEXTS = (
 )
 TOKENS = 8  # of each continuation
 ALONE = 2  # prompts that are also continued by themselves
+TIMES = 200  # that one prompt is asked
 # Relative, on embeddings: a quarter of a rounding step of BF16. What the spread of a chaotic format is measured with.
 NOISE = 2**-10
 
@@ -83,6 +88,24 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Repeats:
+    """Of one engine, to one prompt asked TIMES times at once.
+
+    answers each as text, and how often it came, the commonest first
+    apart   nats by which the token where another answer leaves the commonest is less likely than the token there, at
+            most: near 0 rounding decided, as it may where a request meets other batches; else something is wrong
+    """
+
+    case: Case
+    answers: tuple[tuple[str, int], ...]
+    apart: float
+
+    def __str__(self) -> str:
+        often = ", ".join(f"{count} times {answer!r}" for answer, count in self.answers)
+        return f"{counted(len(self.answers), 'answer')} to one prompt, {self.apart:.2f} nats apart: {often}"
+
+
+@dataclass(frozen=True)
 class Agreement:
     """tokens    share of tokens of greedy continuations that are the same at the same place
     likely    share of places in given texts at which the same token is the most likely
@@ -102,8 +125,7 @@ class Agreement:
 
 def answers_of(case: Case, engine: Engine) -> Answers:
     """Raises Unsupported for an engine that cannot be asked."""
-    if not isinstance(engine, AnsweringEngine):
-        raise Unsupported(f"{case}: {case.engine} runs workloads and cannot be asked for answers")
+    engine = answering(case, engine)
     prompts, texts = _questions(case.model, engine)
     return Answers(
         case,
@@ -113,6 +135,33 @@ def answers_of(case: Case, engine: Engine) -> Answers:
         scored=_scored(engine, texts, noise=0.0),
         noisy=_scored(engine, texts, noise=NOISE),
     )
+
+
+def repeats_of(case: Case, engine: Engine) -> Repeats:
+    """Raises Unsupported for an engine that cannot be asked, or that gave several answers and cannot weigh them."""
+    engine = answering(case, engine)
+    prompts, _ = _questions(case.model, engine)
+    prompt = prompts[0]
+    counts = Counter(_tuples(engine.generate([prompt] * TIMES, TOKENS))).most_common()
+    common, *others = (answer for answer, _ in counts)
+    apart = 0.0
+    if others:
+        scored = engine.score([[*prompt, *answer] for answer in (common, *others)], tails=[TOKENS] * len(counts))
+        places = [next(n for n in range(TOKENS) if common[n] != other[n]) for other in others]
+        apart = max(
+            abs(scored[0].logprobs[place] - one.logprobs[place]) for place, one in zip(places, scored[1:], strict=True)
+        )
+    shown = [str(answer) for answer, _ in counts]
+    if not case.model.random:
+        shown = engine.decode([answer for answer, _ in counts])
+    return Repeats(case, tuple((text, count) for text, (_, count) in zip(shown, counts, strict=True)), apart)
+
+
+def answering(case: Case, engine: Engine) -> AnsweringEngine:
+    """The engine, as one that can be asked. Raises Unsupported for one that cannot."""
+    if not isinstance(engine, AnsweringEngine):
+        raise Unsupported(f"{case}: {case.engine} runs workloads and cannot be asked for answers")
+    return engine
 
 
 def _scored(

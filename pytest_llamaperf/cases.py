@@ -242,6 +242,10 @@ class Case:
     def __str__(self) -> str:
         return self.id
 
+    def with_model(self, model: Model) -> Case:
+        """Raises UsageError for a model that cannot be laid out so."""
+        return dataclasses.replace(self, model=model)
+
     def with_recipe(self, recipe: Recipe) -> Case:
         return dataclasses.replace(self, recipe=recipe)
 

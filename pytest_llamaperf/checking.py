@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 import pytest
 
 from pytest_llamaperf.acceptance import Acceptance
-from pytest_llamaperf.accuracy.companions import Look
 from pytest_llamaperf.accuracy.scores import Scores
-from pytest_llamaperf.answers import Answers
 from pytest_llamaperf.bench import Bench
 from pytest_llamaperf.benchmarking import play_back
 from pytest_llamaperf.cases import Case
@@ -54,39 +52,21 @@ class Measure:
         return measurement
 
 
-class Ask:
-    """`answers(case)`: see the fixture."""
+class Ask(Generic[T]):
+    """`answers(case)`, `repeats(case)`, `look(case)` and `evaluate(case)`: see the fixtures."""
 
-    def __init__(self, acceptance: Acceptance, item: pytest.Item) -> None:
-        self._acceptance, self._item = acceptance, item
+    def __init__(self, item: pytest.Item, ask: Callable[[Case], T]) -> None:
+        self._item, self._ask = item, ask
 
-    def __call__(self, case: Case) -> Answers:
+    def __call__(self, case: Case) -> T:
         __tracebackhide__ = True
-        return _or_fail(self._item, case, lambda: self._acceptance.answers(case))
+        return _or_fail(self._item, case, lambda: self._ask(case))
 
 
-class LookAt:
-    """`look(case)`: see the fixture."""
-
-    def __init__(self, acceptance: Acceptance, item: pytest.Item) -> None:
-        self._acceptance, self._item = acceptance, item
-
-    def __call__(self, case: Case) -> Look:
-        __tracebackhide__ = True
-        return _or_fail(self._item, case, lambda: self._acceptance.look(case))
-
-
-class Evaluate:
-    """`evaluate(case)`: see the fixture."""
-
-    def __init__(self, acceptance: Acceptance, item: pytest.Item) -> None:
-        self._acceptance, self._item = acceptance, item
-        # What is scored has to be compared, or the gate will ask why it was scored.
-        item.user_properties.append((MEASURES, True))
-
-    def __call__(self, case: Case) -> Scores:
-        __tracebackhide__ = True
-        return _or_fail(self._item, case, lambda: self._acceptance.scores(case))
+def evaluating(acceptance: Acceptance, item: pytest.Item) -> Ask[Scores]:
+    """What is scored has to be compared, or the gate will ask why it was scored."""
+    item.user_properties.append((MEASURES, True))
+    return Ask(item, acceptance.scores)
 
 
 class AccuracyCheck:

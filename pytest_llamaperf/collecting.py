@@ -94,11 +94,12 @@ def expect(config: pytest.Config, items: Sequence[pytest.Item], acceptance: Acce
             names = getattr(item, "fixturenames", ())
             others = compared_with(item, case)
             if "accuracy" in names:
-                others = [other for other in others if not acceptance.is_stored(other)]
                 if acceptance.settings.gate:
-                    refuse_weak(case)
+                    for other in others:
+                        refuse_weak(other)
+                others = [other for other in others if not acceptance.is_stored(other)]
             cases = [case, *others]
-            asks = any(name in names for name in ("answers", "look", "evaluate"))
+            asks = any(name in names for name in ("answers", "repeats", "look", "evaluate"))
             if "measure" in names or asks:
                 acceptance.bench.expect(measured=cases if "measure" in names else (), answered=cases if asks else ())
         except UsageError as problem:

@@ -9,17 +9,19 @@ import pytest
 
 from pytest_llamaperf import hookspec
 from pytest_llamaperf.acceptance import Acceptance
+from pytest_llamaperf.accuracy.companions import Look
+from pytest_llamaperf.accuracy.scores import Scores
+from pytest_llamaperf.answers import Answers, Repeats
 from pytest_llamaperf.benchmarking import prepare, seen_as_benchmarks
 from pytest_llamaperf.cases import Case, Task, Workload
 from pytest_llamaperf.checking import (
     AccuracyCheck,
     Ask,
     BaselineCheck,
-    Evaluate,
-    LookAt,
     Measure,
     Predict,
     checkpoint_of,
+    evaluating,
     note_case,
     opened_engine,
     other_of,
@@ -172,21 +174,27 @@ def measure(request: pytest.FixtureRequest) -> Measure:
 
 
 @pytest.fixture
-def answers(request: pytest.FixtureRequest) -> Ask:
+def answers(request: pytest.FixtureRequest) -> Ask[Answers]:
     """`answers(case)` is what the case's engine says to fixed questions, as Answers; asked once a session."""
-    return Ask(request.config.stash[ACCEPTANCE], request.node)
+    return Ask(request.node, request.config.stash[ACCEPTANCE].answers)
 
 
 @pytest.fixture
-def look(request: pytest.FixtureRequest) -> LookAt:
+def repeats(request: pytest.FixtureRequest) -> Ask[Repeats]:
+    """`repeats(case)` is what the case's engine says to one prompt asked 200 times at once, as Repeats; once a session."""
+    return Ask(request.node, request.config.stash[ACCEPTANCE].repeats)
+
+
+@pytest.fixture
+def look(request: pytest.FixtureRequest) -> Ask[Look]:
     """`look(case)` is what the case's engine expects of a fixed text, token by token, as a Look; once a session."""
-    return LookAt(request.config.stash[ACCEPTANCE], request.node)
+    return Ask(request.node, request.config.stash[ACCEPTANCE].look)
 
 
 @pytest.fixture
-def evaluate(request: pytest.FixtureRequest) -> Evaluate:
+def evaluate(request: pytest.FixtureRequest) -> Ask[Scores]:
     """`evaluate(case)` is what the case's engine gets right of its accuracy task, as Scores; once a session."""
-    return Evaluate(request.config.stash[ACCEPTANCE], request.node)
+    return evaluating(request.config.stash[ACCEPTANCE], request.node)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_llamaperf.accuracy.companions import TEXT
-from pytest_llamaperf.answers import ANSWERS
+from pytest_llamaperf.answers import ANSWERS, REPEATS
 from pytest_llamaperf.baselines import BaselineBook
 from pytest_llamaperf.cases import CPU, ENGINES, Case, Layout, Task, Workload
 from pytest_llamaperf.catalog import check_weights, gpus, model_named, recipe_named, workload_named
@@ -19,14 +19,14 @@ from pytest_llamaperf.errors import UsageError, nearest
 from pytest_llamaperf.metrics import metric_named
 
 MARKERS = (
-    "accuracy: a test of answers that lm-eval scores; -m accuracy runs these alone, -m 'not accuracy' none of them",
+    "accuracy: a test of what is answered and not of how fast; -m accuracy runs these alone, -m 'not accuracy' none of them",
     "cases(model, recipe, layout, workload or task, hardware=all GPUs, engine=all): a test for every combination of names",
-    "versus(recipe=..., layout=..., engine=...): what the case is compared with, the same but for this; measured in turn with it",
+    "versus(recipe=..., layout=..., engine=..., model=...): the same case but for this, measured in turn; a model may have a recipe",
     "promised(metric, model='*', ...): a test for every case whose baselines promise the metric and match the patterns",
 )
 
 _PARTS = ("model", "recipe", "layout", "workload")
-_LOOKED_AT = (ANSWERS, TEXT, "checkpoint")  # beside the accuracy tasks of the catalog
+_LOOKED_AT = (ANSWERS, REPEATS, TEXT, "checkpoint")  # beside the accuracy tasks of the catalog
 
 
 def selected_cases(
@@ -85,21 +85,27 @@ def _combined(arguments: Mapping[str, Any], gpu: str, engine: str) -> list[Case]
 
 def other_case(case: Case, marker: pytest.Mark) -> Case:
     """The case that a test's marker `versus` compares with. Raises UsageError for one that is no other."""
-    _refuse_unknown("versus", marker.kwargs, ("recipe", "layout", "engine"))
-    if marker.args or len(marker.kwargs) != 1:
-        raise UsageError("@pytest.mark.versus names one thing that is different, as in versus(recipe='bf16')")
-    ((part, name),) = marker.kwargs.items()
-    if not isinstance(name, str):
-        raise UsageError(f"@pytest.mark.versus: {part} is one name, not {name!r}")
-    match part:
-        case "recipe":
-            other = case.with_recipe(recipe_named(name))
-        case "layout":
-            other = case.with_layout(Layout.parse(name))
-        case _:
-            other = case.with_engine(name)
+    _refuse_unknown("versus", marker.kwargs, ("model", "recipe", "layout", "engine"))
+    if marker.args or not (len(marker.kwargs) == 1 or marker.kwargs.keys() == {"model", "recipe"}):
+        raise UsageError(
+            "@pytest.mark.versus names one thing that is different, as in versus(recipe='bf16'), or a model and its recipe"
+        )
+    other = case
+    for part, name in marker.kwargs.items():
+        if not isinstance(name, str):
+            raise UsageError(f"@pytest.mark.versus: {part} is one name, not {name!r}")
+        match part:
+            case "model":
+                other = other.with_model(model_named(name))
+            case "recipe":
+                other = other.with_recipe(recipe_named(name))
+            case "layout":
+                other = other.with_layout(Layout.parse(name))
+            case _:
+                other = other.with_engine(name)
     if other == case:
-        raise UsageError(f"@pytest.mark.versus({part}={name!r}): that is {case} itself")
+        told = ", ".join(f"{part}={name!r}" for part, name in marker.kwargs.items())
+        raise UsageError(f"@pytest.mark.versus({told}): that is {case} itself")
     return other
 
 

@@ -9,12 +9,26 @@ import pytest
 from pytest_llamaperf.accuracy.companions import compare
 from pytest_llamaperf.catalog.companions import companion_limits
 
+TEXT = {"task": "text"}
+EMBEDDED = {**TEXT, "model": "smollm2-135m", "hardware": "cpu"}
 
-@pytest.mark.cases(
-    model="smollm2-135m", recipe=["modelopt-fp8", "llama-fp8"], layout="tp1", task="text", hardware="cpu"
-)
+pytestmark = pytest.mark.accuracy
+
+
+@pytest.mark.cases(**EMBEDDED, recipe=["modelopt-fp8", "llama-fp8"], layout="tp1")
+@pytest.mark.cases(**TEXT, model="llama-3.1-8b", recipe=["modelopt-fp8", "llama-fp8"], layout="tp1", hardware="h200")
+@pytest.mark.cases(**TEXT, model="llama-3.1-405b", recipe=["modelopt-fp8", "llama-fp8"], layout="tp8", hardware="h200")
 @pytest.mark.versus(recipe="bf16")
 def test_a_recipe_expects_nearly_what_bf16_does(case, other, look):
     found = compare(look(case), look(other))
 
-    assert found.problems(companion_limits(case.model, case.recipe)) == (), found
+    assert found.problems(companion_limits(other.model, case.recipe)) == (), found
+
+
+@pytest.mark.cases(**EMBEDDED, recipe="bf16", layout="tp3")
+@pytest.mark.cases(**TEXT, model="llama-3.1-8b", recipe="bf16", layout=["tp2", "pp2"], hardware="h200")
+@pytest.mark.versus(layout="tp1")
+def test_a_layout_expects_nearly_what_one_rank_does(case, other, look):
+    found = compare(look(case), look(other))
+
+    assert found.problems(companion_limits(other.model, case.recipe)) == (), found

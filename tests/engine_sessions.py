@@ -171,12 +171,12 @@ class Folder:
         command = [sys.executable, "-m", "pytest", "-W", "error", "-p", "llamaperf", "-p", "no:cacheprovider", *options]
         return subprocess.Popen(command, cwd=self.path, env=environment, text=True, **given)
 
-    def run(self, *options: str) -> pytest.RunResult:
+    def run(self, *options: str, patience: float = 3 * PATIENCE) -> pytest.RunResult:
         """Output and errors in one."""
         started = time.monotonic()
         process = self.start(*options)
         try:
-            output, _ = process.communicate(timeout=3 * PATIENCE)
+            output, _ = process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
             process.kill()
             raise

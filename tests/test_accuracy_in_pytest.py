@@ -132,19 +132,23 @@ def test_a_loss_is_a_regression_that_names_task_loss_answers_and_documents(sessi
 def test_a_recorded_reference_is_not_asked_again(session: Session, folder: Folder) -> None:
     """Equal answers to 600 documents of 46 templates do not show that no point is lost: that is told, and skips."""
     session("--record").assert_outcomes(skipped=1)
-    stored = folder.path / "baselines" / "local" / "accuracy" / "known" / "bf16-agreement.json"
+    stored = folder.path / "baselines" / "local" / "accuracy" / "torch" / "known" / "bf16-agreement.json"
     assert len(json.loads(stored.read_text())["documents"]) == 600
     (folder.path / "engines.log").unlink()
 
-    session(lost_every=12).assert_outcomes(failed=1)
+    result = session(lost_every=12)
 
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["    reference  100.0 % right: *tp1/agreement (*torch/known/bf16-agreement.json, 20*)"]
+    )
     assert folder.words() == ["open tp2"]
     assert result_of(folder)["outcome"] == "regression"
 
 
 def test_a_reference_of_another_lm_eval_is_told_and_no_score(session: Session, folder: Folder) -> None:
     session("--record")
-    stored = folder.path / "baselines" / "local" / "accuracy" / "known" / "bf16-agreement.json"
+    stored = folder.path / "baselines" / "local" / "accuracy" / "torch" / "known" / "bf16-agreement.json"
     document = json.loads(stored.read_text())
     document["protocol"]["lm_eval"] = "0.4.0"
     stored.write_text(json.dumps(document))

@@ -355,7 +355,12 @@ def test_other_is_the_same_case_but_for_one_thing(compared: Compare, versus: str
         ('recipe="modelopt-fp8", layout="tp1"', "@pytest.mark.versus names one thing that is different, as in *"),
         ('"tp1"', "@pytest.mark.versus names one thing that is different, as in *"),
         ("", "@pytest.mark.versus names one thing that is different, as in *"),
-        ('model="llama-3.1-8b"', "@pytest.mark.versus: unknown argument 'model'; *known: engine, layout, recipe"),
+        ('workload="min-latency-16-8"', "@pytest.mark.versus: unknown argument 'workload'; *known: *layout, *recipe"),
+        ('model="smollm2"', "unknown model 'smollm2'; did you mean 'smollm2-135m'? *"),
+        (
+            'model="smollm2-135m", recipe="bf16"',
+            "@pytest.mark.versus(model='smollm2-135m', recipe='bf16'): that is cpu/torch/smollm2-135m/bf16/tp2/* itself",
+        ),
         ('layout=["tp1", "pp2"]', "@pytest.mark.versus: layout is one name, not ['tp1', 'pp2']"),
         ("recipe=16", "@pytest.mark.versus: recipe is one name, not 16"),
     ],

@@ -36,9 +36,10 @@ class Judgement:
 
     def __str__(self) -> str:
         """Task, loss, interval, what changed, and the documents that lost most."""
-        found, reference = self.comparison, self.reference.case
+        found, reference = self.comparison, self.reference
+        stored = f" ({reference.stored})" if reference.stored else ""
         told = {
-            "reference": f"{found.reference * 100:.1f} % right: {reference}",
+            "reference": f"{found.reference * 100:.1f} % right: {reference.case}{stored}",
             "measured": f"{found.candidate * 100:.1f} % right: {found.reason}",
             **{f"lost {n + 1}": self._shown(name) for n, (name, _) in enumerate(found.worst[:SHOWN])},
             "to do": self._advice,
@@ -66,7 +67,8 @@ class Judgement:
                 "value": found.reference,
                 "tolerance": found.margin / found.reference if found.reference else 0.0,
                 "source": Source.MEASURED.value,
-                "reference": f"{self.reference.case} on the same documents",
+                "reference": f"{self.reference.case} on the same documents"
+                + (f", of {self.reference.stored}" if self.reference.stored else ""),
             },
             self.outcome.value,
             self.reason,
@@ -103,21 +105,24 @@ def judged(candidate: Scores, reference: Scores) -> Judgement:
         {name: found.score for name, found in reference.documents.items()},
         {name: found.cluster for name, found in candidate.documents.items()},
     )
-    return Judgement(candidate, reference, compare(pairing, margin=wanted.margin_for(candidate.case.model)))
+    return Judgement(candidate, reference, compare(pairing, margin=wanted.margin_for(reference.case.model)))
 
 
-def plan_of(case: Case) -> Plan:
-    """What a comparison on the case's task will be able to tell, before it is run. Raises UsageError."""
-    wanted: Evaluation = evaluation_named(str(case.work))
+def plan_of(reference: Case) -> Plan:
+    """What a comparison with a case on its task will be able to tell, before it is run. Raises UsageError.
+
+    The margin is the reference's: a candidate may be a checkpoint that nobody has heard of.
+    """
+    wanted: Evaluation = evaluation_named(str(reference.work))
     return Plan(
         wanted.count,
         wanted.count / wanted.groups,
         wanted.likeness,
         wanted.discordance,
-        margin=wanted.margin_for(case.model),
+        margin=wanted.margin_for(reference.model),
     )
 
 
-def refuse_weak(case: Case) -> None:
+def refuse_weak(reference: Case) -> None:
     """Raises UsageError for a task whose documents could not show the margin: a gate of it would be luck."""
-    refuse_underpowered(str(case), plan_of(case), POWER)
+    refuse_underpowered(str(reference), plan_of(reference), POWER)

@@ -1,7 +1,7 @@
 """Scores of a reference as files, so that the BF16 run of a large model need not be repeated for every candidate.
 
-`<baselines>/accuracy/<model>/<task>.json` is reviewed and in git; `<baselines>/local/accuracy/...` is what `--record` wrote on
-this machine. A reference is good for candidates that were asked exactly the same: see `Scores.protocol`.
+`<baselines>/accuracy/<engine>/<model>/<recipe>-<task>.json` is reviewed and in git; `<baselines>/local/accuracy/...` is what
+`--record` wrote on this machine. A reference is good for candidates that were asked exactly the same: see `Scores.protocol`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def read_reference(path: Path, case: Case, protocol: Mapping[str, object]) -> Sc
         }
         there: dict[str, object] = dict(found["protocol"])
         fingerprint = Fingerprint(dict(found["fingerprint"]["versions"]), dict(found["fingerprint"]["settings"]))
-        schema = found["schema"]
+        schema, recorded = found["schema"], str(found["recorded"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
         raise UsageError(
             f"{shown_path(path)}: is no reference of accuracy: {type(problem).__name__}: {problem}"
@@ -55,7 +55,7 @@ def read_reference(path: Path, case: Case, protocol: Mapping[str, object]) -> Sc
             f"{shown_path(path)}: the reference was asked other questions: {told}; remove the file, or record it again "
             "with --record"
         )
-    return Scores(case, documents, there, fingerprint)
+    return Scores(case, documents, there, fingerprint, f"{shown_path(path)}, {recorded}")
 
 
 def write_reference(baselines: Path, scores: Scores) -> Path:
@@ -81,7 +81,7 @@ def write_reference(baselines: Path, scores: Scores) -> Path:
 
 
 def _name(case: Case) -> Path:
-    return Path(case.model.name) / f"{case.recipe}-{case.work}.json"
+    return Path(case.engine) / case.model.name / f"{case.recipe}-{case.work}.json"
 
 
 def _score(value: Any) -> float:
