@@ -7,7 +7,7 @@ engines that serve them. The first question about a group answers all of it:
     a round of each engine in turn, so that what disturbs one disturbs all; close the engines
 
 On a CPU the engines of a group are open together and take turns round by round. A GPU holds one engine at a time; there
-they take turns restart by restart.
+they take turns restart by restart, A B B A.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ class Bench:
         self._done = 0
         self._total = self._sampling.restarts * (self._sampling.rounds + 1) * sum(len(job.cases) for job in group)
         for restart in range(self._sampling.restarts):
-            for batch in self._batches([job for job in group if job.wants(restart)]):
+            batches = self._batches([job for job in group if job.wants(restart)])
+            # Forwards and backwards, as rounds are: what drifts disturbs the first engine no more than the last.
+            for batch in batches[::-1] if restart % 2 else batches:
                 self._restart(batch, restart)
             if any(Source.PREDICTED in job.sources for job in group):
                 break  # it would repeat to the bit

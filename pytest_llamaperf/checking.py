@@ -70,7 +70,7 @@ def evaluating(acceptance: Acceptance, item: pytest.Item) -> Ask[Scores]:
 
 
 class AccuracyCheck:
-    """`accuracy.check(scores, other)`: see the fixture."""
+    """`accuracy.check(scores, other)` and `accuracy.reaches(scores)`: see the fixture."""
 
     def __init__(self, acceptance: Acceptance, item: pytest.Item) -> None:
         self._acceptance, self._item = acceptance, item
@@ -87,6 +87,17 @@ class AccuracyCheck:
             pytest.fail(str(judgement), pytrace=False)
         if judgement.outcome is not Outcome.PASS:
             pytest.skip(str(judgement))
+
+    def reaches(self, candidate: Scores) -> None:
+        """Judge by the targets that others set for the task, all of them, and fail the test if one is missed."""
+        __tracebackhide__ = True
+        from pytest_llamaperf.accuracy.reaching import reached, told
+
+        found = _or_fail(self._item, candidate.case, lambda: reached(candidate))
+        for one in found:
+            _attach(self._item, one.result(self._item.nodeid))
+        if any(self._acceptance.blocks(one.outcome) for one in found):
+            pytest.fail(told(found), pytrace=False)
 
 
 class Predict:

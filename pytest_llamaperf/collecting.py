@@ -8,6 +8,7 @@ from importlib.metadata import version
 import pytest
 
 from pytest_llamaperf.acceptance import Acceptance
+from pytest_llamaperf.accuracy.given import missing_documents
 from pytest_llamaperf.accuracy.judging import refuse_weak
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.errors import DocumentError, UsageError
@@ -70,13 +71,20 @@ def narrow(config: pytest.Config, items: list[pytest.Item], acceptance: Acceptan
             acceptance.check_possible()
             acceptance.check_engine()
             _refuse_measuring_side_by_side(config, acceptance)
+            _skip_what_lacks_something(items, acceptance)
     except UsageError as problem:
         _refuse(config, items, str(problem))
         return
     config.stash[_ACCEPTED] = True
+
+
+def _skip_what_lacks_something(items: Sequence[pytest.Item], acceptance: Acceptance) -> None:
+    """GPUs, or documents that a user has to bring. Raises UsageError for documents that are named and not there."""
     for item in items:
         case = case_of(item)
-        missing = None if case is None or only_looks(config) else acceptance.missing_gpus(case)
+        if case is None:
+            continue
+        missing = acceptance.missing_gpus(case) or (missing_documents(case) if acceptance.measures else None)
         if missing:
             item.add_marker(pytest.mark.skip(reason=missing))
 

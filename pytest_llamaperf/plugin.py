@@ -199,7 +199,10 @@ def evaluate(request: pytest.FixtureRequest) -> Ask[Scores]:
 
 @pytest.fixture
 def accuracy(request: pytest.FixtureRequest) -> AccuracyCheck:
-    """`accuracy.check(scores, other)` compares with another case, document by document, and fails or skips by it."""
+    """`accuracy.check(scores, other)` compares with another case, document by document, and fails or skips by it.
+
+    `accuracy.reaches(scores)` compares means with the targets that others set for the task.
+    """
     return AccuracyCheck(request.config.stash[ACCEPTANCE], request.node)
 
 

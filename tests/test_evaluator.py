@@ -5,6 +5,7 @@ lm-eval is imported in the child alone, which takes seconds: one evaluator serve
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -99,6 +100,12 @@ class Knowing:
     def close(self) -> None: ...
 
 
+def evaluation(name: str, task: str, metric: str, filter: str, folder: Path) -> Evaluation:
+    return Evaluation(
+        name, task, metric, filter, str(folder), "", None, None, 3, 2, 1.0, 0.1, 0.5, {}, "made up"
+    )  # fmt: skip
+
+
 TOKENIZER: list = []  # of the checkpoint, once it is there
 
 
@@ -129,7 +136,6 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     words = [{"prompt": "Is it?", "answer": "yes"}, {"prompt": "It is", "answer": "yes"}]
     (folder / "words.jsonl").write_text("\n".join(map(json.dumps, words)) + "\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluating, "OFFLINE", folder)
         patch.setattr(canary, "check", lambda engine: None)
         for name, task, metric, filter in (
             ("choices", "tested_choices", "acc", "none"),
@@ -138,8 +144,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             ("no-metric", "tested_choices", "rouge", "none"),
             ("no-filter", "tested_choices", "acc", "strict"),
         ):
-            entry = Evaluation(name, task, metric, filter, True, None, None, 3, 2, 1.0, 0.1, 0.5, {}, "made up")
-            patch.setitem(evaluations(), name, entry)
+            patch.setitem(evaluations(), name, evaluation(name, task, metric, filter, folder))
         yield folder
 
 
@@ -169,6 +174,7 @@ def test_choices_are_scored_by_their_own_tokens_alone(evaluator: Evaluator, chec
     assert found.mean == pytest.approx(2 / 3)
     assert found.protocol["versions"] == {"tested_choices": 3}
     assert found.protocol["documents"] == 3
+    assert found.measures == {"acc": pytest.approx(2 / 3)}
     assert {tuple(engine.encode([text])[0]) for text in ("Another: ba", "Another: bb")} <= set(engine.asked)
 
 
@@ -176,6 +182,7 @@ def test_answers_are_cut_where_the_task_says(evaluator: Evaluator, checkpoint: P
     found = evaluator.scores(case_of(checkpoint, "words"), Knowing())
 
     assert [(document.answer, document.score) for document in found.documents.values()] == [("yes", 1.0), ("no", 0.0)]
+    assert found.measures == {"exact_match": 0.5, "answer_tokens": 2.5}
 
 
 @pytest.mark.parametrize(
@@ -349,3 +356,52 @@ def test_lm_evals_own_model_for_tensorrt_llm_still_reads_logprobs_one_place_off(
     done = subprocess.run([sys.executable, "-c", PARSES], capture_output=True, text=True, check=False)
 
     assert done.stdout.startswith("KeyError"), done.stdout + done.stderr
+
+
+ENTRIES = """
+import json, sys
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+index, found = TaskManager().task_index, {}
+for name in sys.argv[1:]:
+    entry = index[name]
+    config = load_yaml(entry.yaml_path, resolve_func=False)
+    metrics = [each["metric"] for each in config.get("metric_list", [])]
+    filters = [each["name"] for each in config.get("filter_list", [])] or ["none"]
+    found[name] = [entry.kind.name, metrics, filters]
+print(json.dumps(found))
+"""
+
+
+def test_lm_eval_has_the_tasks_of_the_catalog_with_their_metrics_and_filters() -> None:
+    ours = {each.lm_eval: each for each in evaluations().values() if not each.folder}
+
+    done = subprocess.run([sys.executable, "-c", ENTRIES, *ours], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    for name, (kind, metrics, filters) in json.loads(done.stdout.splitlines()[-1]).items():
+        if kind == "TASK":  # the metrics of a group are those of its parts
+            assert ours[name].metric in metrics
+            assert ours[name].filter in filters
+
+
+def test_a_task_whose_data_or_packages_are_not_here_says_what_would_bring_them(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(canary, "check", lambda engine: None)
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "loading.py").write_text("import a_package_nobody_has\n")
+    (folder / "words.yaml").write_text(WORDS)
+    monkeypatch.setitem(evaluations(), "lacks", evaluation("lacks", "tested_words", "exact_match", "whole", folder))
+    surroundings = Surroundings(Deadlines(load=60, run=60, close=5), tmp_path, lambda text, done, total: None)
+
+    with contextlib.closing(Evaluator(surroundings)) as opened:
+        with pytest.raises(
+            UsageError, match="No module named 'a_package_nobody_has', which tested_words needs: pip inst"
+        ):
+            opened.scores(case_of(checkpoint, "lacks"), Knowing())
+        with pytest.raises(UsageError, match="the documents of gpqa_diamond_zeroshot are not here"):
+            opened.scores(case_of(checkpoint, "gpqa-diamond"), Knowing())

@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llamaperf.accuracy import canary
+from pytest_llamaperf.accuracy.given import missing_documents
 from pytest_llamaperf.accuracy.scores import Document, Scores
+from pytest_llamaperf.answers import answering
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.catalog.tasks import Evaluation, evaluation_named
 from pytest_llamaperf.checkpoints import Checkpoint
 from pytest_llamaperf.engines import AnsweringEngine, Engine, EngineSpec, Surroundings
 from pytest_llamaperf.engines.hosted import checkpoint_for, fingerprint
-from pytest_llamaperf.errors import EngineError, Unsupported, UsageError, nearest
+from pytest_llamaperf.errors import EngineError, UsageError, nearest
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
 from pytest_llamaperf.hosting.host import Host
 from pytest_llamaperf.hosting.phases import Phase
 
 # What runs in the child process: a package of `children/`.
 DRIVER = "evaluator"
-OFFLINE = Path(__file__).parent / "offline"
+TASKS = Path(__file__).parent  # those that are not lm-eval's own are in its folders
+OFFLINE = TASKS / "offline"
 SEED = 20261124  # of the documents that are drawn, and of few-shot examples
 
 Tell = Callable[[str, int, int | None], None]
@@ -46,10 +49,11 @@ class Evaluator:
         Raises Unsupported for an engine that cannot be asked, UsageError for a task that is unknown or whose documents
         are not here, EngineError for answers that cannot be used, among them those to a document that is too long.
         """
-        if not isinstance(engine, AnsweringEngine):
-            raise Unsupported(f"{case}: {case.engine} runs workloads and cannot be asked for answers")
+        engine = answering(case, engine)
         spec = EngineSpec.of(case)
         wanted = evaluation_named(str(case.work))
+        if missing := missing_documents(case):
+            raise UsageError(f"{case}: {missing}")
         checkpoint = checkpoint_for(spec, self._surroundings)
         if engine not in self._sound:
             canary.check(engine)
@@ -103,7 +107,7 @@ def _arguments(wanted: Evaluation, checkpoint: Path, spec: EngineSpec) -> dict[s
         "shots": wanted.shots,
         "documents": wanted.documents,
         "seed": SEED,
-        "include": str(OFFLINE) if wanted.offline else None,
+        "include": str(TASKS / wanted.folder) if wanted.folder else None,
         "checkpoint": str(checkpoint),
         "longest": spec.limits.max_seq_len or spec.model.context,
     }
@@ -141,6 +145,10 @@ def _explained(case: Case, wanted: Evaluation, failure: EngineFailure) -> Except
                 f"{case}: {told}; where there is a network, `lm-eval run --tasks {wanted.lm_eval} --limit 1` fetches them, "
                 "or take an offline task"
             )
+        case "BadDocument":
+            return UsageError(f"{case}: {told}")
+        case "ModuleNotFoundError":
+            return UsageError(f"{case}: {told}, which {wanted.lm_eval} needs: pip install 'pytest-llamaperf[accuracy]'")
         case "TooLong":
             return EngineError(f"{case}: {told}")
     return failure
@@ -157,6 +165,7 @@ def _scores(case: Case, wanted: Evaluation, done: Mapping[str, Any], checkpoint:
         documents[row["id"]] = Document(row["id"], score, row["cluster"], row["text"], row["target"], row["answer"])
     if not documents:
         raise EngineError(f"{case}: no document was scored")
+    measures = {name: float(value) for name, value in done["measures"].items()}
     protocol = {
         **done["protocol"],
         "task": wanted.lm_eval,
@@ -166,4 +175,4 @@ def _scores(case: Case, wanted: Evaluation, done: Mapping[str, Any], checkpoint:
         "seed": SEED,
     }
     versions = {"lm_eval": done["protocol"]["lm_eval"]}
-    return Scores(case, documents, protocol, fingerprint(versions, {"seed": SEED}, checkpoint))
+    return Scores(case, documents, protocol, fingerprint(versions, {"seed": SEED}, checkpoint), measures=measures)

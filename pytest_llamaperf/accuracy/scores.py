@@ -29,12 +29,18 @@ class Document:
 
 @dataclass(frozen=True)
 class Scores:
-    """All documents of one evaluation, by their id. `protocol` decides whether another one asked the same questions."""
+    """All documents of one evaluation, by their id. `protocol` decides whether another one asked the same questions.
+
+    `stored` is the file they were read from and since when it is there; empty for those of this session. `measures` are the
+    means over all documents of every metric of the task; none of those that were read from a file.
+    """
 
     case: Case
     documents: Mapping[str, Document]
     protocol: Mapping[str, object]
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    stored: str = ""
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:

@@ -16,13 +16,17 @@ _FILE = Path(__file__).parent / "tasks.yaml"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One entry of tasks.yaml, which says what each field is. `shots` and `documents` are None for what the task has."""
+    """One entry of tasks.yaml, which says what each field is. `shots` and `documents` are None for what the task has.
+
+    `folder` and `data` are empty for tasks of lm-eval.
+    """
 
     name: str
     lm_eval: str
     metric: str
     filter: str
-    offline: bool
+    folder: str
+    data: str
     shots: int | None
     documents: int | None
     count: int
@@ -32,6 +36,11 @@ class Evaluation:
     margin: float
     margins: Mapping[str, float]
     source: str
+
+    @property
+    def offline(self) -> bool:
+        """Whether its documents are in the package."""
+        return self.folder == "offline"
 
     def margin_for(self, model: Model) -> float:
         """Loss that is allowed for a model; of a variant `NAME@...` that of NAME."""
@@ -58,7 +67,8 @@ def _evaluation(name: str, entry: Section) -> Evaluation:
         lm_eval=entry.text("lm_eval"),
         metric=entry.text("metric"),
         filter=entry.text("filter", "none"),
-        offline=entry.flag("offline", default=False),
+        folder=entry.text("folder") if "folder" in entry else "",
+        data=entry.text("data") if "data" in entry else "",
         shots=entry.whole("shots") if "shots" in entry else None,
         documents=entry.whole("documents", least=1) if "documents" in entry else None,
         count=entry.whole("count", least=1),

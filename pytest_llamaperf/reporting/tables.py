@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.records import Result
+from pytest_llamaperf.reporting.published import WARNING, published_lines
 from pytest_llamaperf.wording import amount, change, counted
 
 STYLES = {
@@ -27,11 +28,16 @@ _UNITS_IN_TITLE = ("tok/s",)
 
 
 def summary_text(results: Sequence[Result], *, width: int, color: bool) -> str:
-    """A table for each model, GPU and metric, the counts, and the notes on values."""
+    """A table for each model, GPU and metric with what others published of it, the counts, and the notes on values."""
     parts: list[RenderableType] = []
+    warning: list[RenderableType] = []
     for title, group in groupby(sorted(results, key=_title), key=_title):
-        parts += [Text(title, style="bold"), _table(list(group)), Text()]
-    return rendered([*parts, _counts(results), *_notes(results)], width=width, color=color)
+        rows = list(group)
+        published = [Text(line, style="dim") for line in published_lines(rows)]
+        parts += [Text(title, style="bold"), _table(rows), *published, Text()]
+        if published:
+            warning = [Text(f"note: {WARNING}", style="dim")]
+    return rendered([*parts, _counts(results), *_notes(results), *warning], width=width, color=color)
 
 
 def decision_text(decision: Decision, *, width: int, color: bool) -> str:
@@ -79,7 +85,7 @@ def _table(results: Sequence[Result]) -> Table:
         table.add_row(
             recipe,
             layout,
-            work.removeprefix(f"{result.case['workload']}-").replace("-", "/"),
+            work if result.case["task"] else work.removeprefix(f"{result.case['workload']}-").replace("-", "/"),
             _cell(promised, result.unit),
             _cell(result.value, result.unit),
             "" if promised is None or result.value is None else change(result.value, promised),

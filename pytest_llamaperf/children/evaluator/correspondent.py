@@ -20,13 +20,18 @@ class TooLong(Exception):
 
 
 class Correspondent(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
-    """`longest` is prompt and answer together, in tokens; `end` is the token that ends a text, which also begins one."""
+    """`longest` is prompt and answer together, in tokens; `end` is the token that ends a text, which also begins one.
+
+    `lengths` are those of the answers that were generated, in tokens, by task and number of the document. The token that
+    ends a text is not counted.
+    """
 
     def __init__(self, ask: Ask, tokenizer: Path, *, longest: int, end: int) -> None:
         super().__init__()
         self._ask, self._longest, self._end = ask, longest, end
         self._tokens = Tokenizer.from_file(str(tokenizer))
         self._instances: Sequence[Instance] = ()
+        self.lengths: dict[tuple[str, int], int] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -85,15 +90,19 @@ class Correspondent(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
                 self._check(number, len(prompt) + tokens)
             replies = self._ask({"generate": {"prompts": prompts, "tokens": tokens}})
             for number, ids in zip(numbers, replies, strict=True):
-                texts[number] = self._text(ids, requests[number].args[1].get("until") or [])
+                request = requests[number]
+                texts[number], length = self._answer(ids, request.args[1].get("until") or [])
+                self.lengths[request.task_name, request.doc_id] = length
         return texts
 
-    def _text(self, ids: list[int], until: str | list[str]) -> str:
+    def _answer(self, ids: list[int], until: str | list[str]) -> tuple[str, int]:
+        """The text up to where it ends or a mark stands, and how many tokens it takes."""
         kept = ids[: ids.index(self._end)] if self._end in ids else ids
-        text: str = self._tokens.decode(kept, skip_special_tokens=True)
+        whole: str = self._tokens.decode(kept, skip_special_tokens=True)
+        text = whole
         for mark in [until] if isinstance(until, str) else until:
             text = text.split(mark)[0] if mark else text
-        return text
+        return text, len(kept) if text == whole else len(self.tok_encode(text))
 
     def _check(self, number: int, tokens: int) -> None:
         if tokens > self._longest:

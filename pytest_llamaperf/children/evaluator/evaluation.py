@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ def evaluated(
     checkpoint: str,
     longest: int,
 ) -> dict[str, Any]:
-    """Scores of a task's documents by `metric` after `filter`, of all or of `documents` drawn with `seed`.
+    """Scores of a task's documents by `metric` after `filter`, of all or of `documents` drawn with `seed`; and, from the same
+    answers, the mean of every metric.
 
     Raises UnknownTask, NoData, TooLong, and ValueError for a metric that the task has not.
     """
@@ -50,6 +53,7 @@ def evaluated(
     if task not in manager.all_tasks:
         raise UnknownTask(f"lm-eval {version('lm_eval')} has no task {task!r}")
     report(f"reading the documents of {task}")
+    random.seed(seed)  # GPQA shuffles its choices when it is read
     loaded = _loaded(manager, task)
     samples = (
         None
@@ -70,19 +74,15 @@ def evaluated(
         torch_random_seed=seed,
         fewshot_random_seed=seed,
     )
-    rows = [
-        _row(name, row, metric)
-        for name, listed in found["samples"].items()
-        for row in listed
-        if row["filter"] == filter
-    ]
-    if not rows:
+    judged = [(name, row) for name, listed in found["samples"].items() for row in listed if row["filter"] == filter]
+    if not judged:
         filters = sorted({row["filter"] for listed in found["samples"].values() for row in listed})
         raise ValueError(
             f"{task} has no results after the filter {filter!r}; there are: {', '.join(filters) or 'none'}"
         )
     return {
-        "rows": rows,
+        "rows": [_row(name, row, metric) for name, row in judged],
+        "measures": _measures([row for _, row in judged], list(model.lengths.values())),
         "protocol": {
             "lm_eval": version("lm_eval"),
             "versions": {name: found["versions"].get(name) for name in sorted(found["samples"])},
@@ -110,6 +110,15 @@ def _drawn(task: Any, documents: int, parts: int, seed: int) -> list[int]:
     total = len(task.eval_docs)
     share = min(-(-documents // parts), total)
     return sorted(random.Random(f"{seed} {task.config.task}").sample(range(total), share))
+
+
+def _measures(rows: Sequence[dict[str, Any]], lengths: Sequence[int]) -> dict[str, float]:
+    """Means over the documents, of what is one number for each; and of `answer_tokens`, where all have one answer."""
+    common = [name for name in rows[0]["metrics"] if all(isinstance(row.get(name), Real) for row in rows)]
+    values: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in common}
+    if len(lengths) == len(rows):
+        values["answer_tokens"] = list(lengths)
+    return {name: math.fsum(each) / len(rows) for name, each in values.items()}
 
 
 def _row(task: str, row: dict[str, Any], metric: str) -> dict[str, Any]:
