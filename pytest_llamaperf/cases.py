@@ -8,10 +8,12 @@ comparing versions is the purpose.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from pytest_llamaperf.errors import UsageError, nearest
 
@@ -210,8 +212,32 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Runtime:
+    """Another environment that engines are started in: an interpreter with everything that is installed for it.
+
+    name         as people know it; the folder or file it was named by
+    environment  variables its engines get beside those of this process
+    """
+
+    name: str
+    python: Path
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+    def variables(self) -> dict[str, str]:
+        """The environment of its processes, in which its commands go before others of the same name."""
+        path = os.pathsep.join([str(self.python.parent), os.environ.get("PATH", os.defpath)])
+        return {"PATH": path, **dict(self.environment)}
+
+
+@dataclass(frozen=True)
 class Case:
-    """One thing that can be measured, and the key under which it is remembered."""
+    """One thing that can be measured, and the key under which it is remembered.
+
+    `runtime` is the other environment its engine is started in, None for this one; the id is that of the case in both.
+    """
 
     hardware: str
     engine: str
@@ -219,6 +245,7 @@ class Case:
     recipe: Recipe
     layout: Layout
     work: Workload | Task
+    runtime: Runtime | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -240,7 +267,10 @@ class Case:
         return f"{self.engine}/{self.model}/{self.recipe}/{self.layout}/{self.work}"
 
     def __str__(self) -> str:
-        return self.id
+        return self.id if self.runtime is None else f"{self.id} under {self.runtime}"
+
+    def under(self, runtime: Runtime | None) -> Case:
+        return dataclasses.replace(self, runtime=runtime)
 
     def with_model(self, model: Model) -> Case:
         """Raises UsageError for a model that cannot be laid out so."""

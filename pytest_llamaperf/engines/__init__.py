@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from pytest_llamaperf.cases import ENGINES, Case, Layout, Model, Recipe, Workload
+from pytest_llamaperf.cases import ENGINES, Case, Layout, Model, Recipe, Runtime, Workload
 from pytest_llamaperf.errors import UsageError, nearest
 from pytest_llamaperf.limits import Limits, default_limits
 from pytest_llamaperf.measurements import Fingerprint, Source
@@ -29,7 +29,10 @@ KINDS = (*ENGINES, PREDICTED)
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Everything an engine is opened with: cases that agree in it share an engine. `kind` is tensorrt-llm, torch ..."""
+    """Everything an engine is opened with: cases that agree in it share an engine. `kind` is tensorrt-llm, torch ...
+
+    `runtime` is another environment to start it in, None for this one.
+    """
 
     hardware: str
     kind: str
@@ -37,14 +40,16 @@ class EngineSpec:
     recipe: Recipe
     layout: Layout
     limits: Limits
+    runtime: Runtime | None = None
 
     @classmethod
     def of(cls, case: Case) -> EngineSpec:
         """The engine that serves a case. Raises UsageError where no limits can be chosen for it."""
-        return cls(case.hardware, case.engine, case.model, case.recipe, case.layout, default_limits(case))
+        return cls(case.hardware, case.engine, case.model, case.recipe, case.layout, default_limits(case), case.runtime)
 
     def __str__(self) -> str:
-        return f"{self.hardware}/{self.kind}/{self.model}/{self.recipe}/{self.layout}"
+        told = f"{self.hardware}/{self.kind}/{self.model}/{self.recipe}/{self.layout}"
+        return told if self.runtime is None else f"{told} under {self.runtime}"
 
 
 @dataclass(frozen=True)

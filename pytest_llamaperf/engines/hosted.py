@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -46,9 +47,10 @@ def started(
     ending.callback(shutil.rmtree, scratch, ignore_errors=True)
     host = Host(
         driver,
-        log=surroundings.logs / f"{str(spec).replace('/', '_')}.log",
+        log=surroundings.logs / (re.sub(r"[^-.\w]+", "_", str(spec)) + ".log"),
         deadlines=deadlines or surroundings.deadlines,
-        environment={"TMPDIR": str(scratch), **environment},
+        python=None if spec.runtime is None else spec.runtime.python,
+        environment={**(spec.runtime.variables() if spec.runtime else {}), "TMPDIR": str(scratch), **environment},
         on_progress=tell,
     )
     ending.callback(host.kill)

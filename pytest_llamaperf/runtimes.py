@@ -1,0 +1,59 @@
+"""Names of other environments read: the release that a new one is compared with."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pytest_llamaperf.cases import Runtime
+from pytest_llamaperf.documents import Section, read_document
+from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.wording import shown_path
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def runtime_named(text: str, folder: Path) -> Runtime:
+    """From an environment's folder, an interpreter, or a YAML file with `python` and, as wanted, `name` and `environment`.
+
+    Paths are relative to `folder`, those in a file to the file. Raises UsageError, DocumentError for a file that is wrong.
+    """
+    path = folder / Path(text).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        return _read(path)
+    return Runtime(text, _interpreter(path, text))
+
+
+def _read(path: Path) -> Runtime:
+    document = read_document(path)
+    document.only("name", "python", "environment")
+    named = document.text("python")
+    section = document.section("environment") if "environment" in document else None
+    variables = list(_variables(section)) if section is not None else []
+    return Runtime(
+        document.text("name", path.stem),
+        _interpreter(path.parent / Path(named).expanduser(), named),
+        tuple(variables),
+    )
+
+
+def _variables(section: Section) -> Iterator[tuple[str, str]]:
+    for name in section:
+        if not _NAME.fullmatch(name):
+            raise section.error(f"{name!r} is no name of a variable", key=name)
+        yield name, section.text(name)
+
+
+def _interpreter(path: Path, named: str) -> Path:
+    """Not resolved: a link in an environment is what makes it one."""
+    candidates = [path / "bin" / "python"] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file() and os.access(candidate, os.X_OK):
+            return candidate.absolute()
+    looked = shown_path(candidates[0])
+    raise UsageError(
+        f"{named}: is no environment and no interpreter: {looked} is not there, or cannot be run; name the folder of a "
+        "virtual environment, a python in one, or a YAML file that names it"
+    )
