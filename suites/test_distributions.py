@@ -22,7 +22,8 @@ pytestmark = pytest.mark.accuracy
 def test_a_recipe_expects_nearly_what_bf16_does(case, other, look):
     found = compare(look(case), look(other))
 
-    assert found.problems(companion_limits(other.model, case.recipe)) == (), found
+    problems = found.problems(companion_limits(other.model, case.recipe))
+    assert not problems, f"{'; '.join(problems)} ({found})"
 
 
 @pytest.mark.cases(**EMBEDDED, recipe="bf16", layout="tp3")
@@ -31,4 +32,5 @@ def test_a_recipe_expects_nearly_what_bf16_does(case, other, look):
 def test_a_layout_expects_nearly_what_one_rank_does(case, other, look):
     found = compare(look(case), look(other))
 
-    assert found.problems(companion_limits(other.model, case.recipe)) == (), found
+    problems = found.problems(companion_limits(other.model, case.recipe))
+    assert not problems, f"{'; '.join(problems)} ({found})"

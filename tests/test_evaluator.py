@@ -170,6 +170,9 @@ def test_choices_are_scored_by_their_own_tokens_alone(evaluator: Evaluator, chec
     # The engine takes the one with more a's: right, wrong, right.
     assert [document.score for document in found.documents.values()] == [1.0, 0.0, 1.0]
     assert [document.cluster for document in found.documents.values()][:2] == ["sounds", "sounds"]
+    told = [(document.target, document.answer) for document in found.documents.values()]
+    assert [wanted == got for wanted, got in told] == [True, False, True]
+    assert all(got.count("a") for _, got in told)
     assert {name == document.id for name, document in found.documents.items()} == {True}
     assert found.mean == pytest.approx(2 / 3)
     assert found.protocol["versions"] == {"tested_choices": 3}

@@ -125,16 +125,27 @@ def _row(task: str, row: dict[str, Any], metric: str) -> dict[str, Any]:
     if metric not in row:
         raise ValueError(f"{task} has no metric {metric!r}; it has: {', '.join(row['metrics'])}")
     document = row["doc"]
-    answer = row["filtered_resps"][0] if row["filtered_resps"] else ""
+    target, answer = _told(row)
     return {
         "id": row["doc_hash"],
         "prompt": row["prompt_hash"],
         "score": float(row[metric]),
         "cluster": str(document.get("cluster") or row["doc_hash"]),
         "text": str(row["arguments"][0][0])[-SHOWN:],
-        "target": str(row["target"])[:SHOWN],
-        "answer": (answer if isinstance(answer, str) else json.dumps(answer))[:SHOWN],
+        "target": target[:SHOWN],
+        "answer": answer[:SHOWN],
     }
+
+
+def _told(row: dict[str, Any]) -> tuple[str, str]:
+    """What was wanted, and what came: of choices their words, of which the likeliest is the answer."""
+    answers, choices = row["filtered_resps"], [arguments[1] for arguments in row["arguments"]]
+    target = str(row["target"])
+    if len(choices) < 2 or len(answers) != len(choices):
+        return target, str(answers[0]) if answers else ""
+    likeliest = max(range(len(answers)), key=lambda number: answers[number][0])
+    wanted = choices[int(target)] if target.isdecimal() and int(target) < len(choices) else target
+    return wanted.strip(), choices[likeliest].strip()
 
 
 def _end_of_text(folder: Path) -> int:
