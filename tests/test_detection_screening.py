@@ -61,7 +61,7 @@ def test_a_metric_missing_on_one_side_is_refused(side: str) -> None:
     other = "candidate" if side == "baseline" else "baseline"
 
     with pytest.raises(UsageError, match=rf"1 cell measured for the {other} only \(case-01 output_throughput\)"):
-        screen(**both)
+        screen(both["baseline"], both["candidate"])
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
@@ -92,7 +92,7 @@ def simulated_noise(sd: float, outliers: float, modes: float, seed: int = 3) -> 
 
     def release(restarts: int) -> list[float]:
         values = sd * rng.standard_normal(restarts) + 0.2 * (rng.random(restarts) < outliers)
-        return (values + 0.05 * (rng.random(restarts) < modes)).tolist()
+        return [float(value) for value in values + 0.05 * (rng.random(restarts) < modes)]
 
     releases = [[release(size) for size in (5, 2, 3, 3, 3, 3, 3, 3)] for _ in range(200)]
     return float(np.median(np.sqrt(restart_noise(releases, ["m"] * 200, 0.12, 0.0).variance)))
@@ -106,7 +106,7 @@ def test_noise_is_found_and_outliers_are_forgiven(sd: float) -> None:
 
 def test_two_modes_are_noise() -> None:
     # 0.05 in 3 of 10 restarts: sd 0.023
-    assert 0.018 < simulated_noise(0.005, 0.0, 0.3) < 0.025
+    assert simulated_noise(0.005, 0.0, 0.3) == pytest.approx(0.023, rel=0.25)  # not 0.005
 
 
 def test_levels_of_releases_are_no_noise() -> None:
@@ -120,10 +120,10 @@ def test_levels_of_releases_are_no_noise() -> None:
 def test_a_cell_without_repeats_has_the_noise_of_its_family() -> None:
     known = [[0.0, 0.01, 0.02]] * 4
 
-    noise = restart_noise([known, known, [[0.0]]], ["m"] * 3, 0.0, 0.0)
+    noise = restart_noise([*[known] * 8, [[0.0]]], ["m"] * 9, 0.0, 0.0)
 
-    assert noise.variance[2] == pytest.approx(noise.variance[0], rel=0.2)
-    assert noise.freedom[2] < noise.freedom[0]
+    assert noise.variance[8] == pytest.approx(noise.variance[0], rel=0.2)
+    assert noise.freedom[8] < noise.freedom[0]
 
 
 def test_an_outlier_moves_a_location_by_little() -> None:
@@ -179,7 +179,8 @@ def test_units_do_not_matter(scale: float) -> None:
     baseline, candidate = drawn(names, 5, 1), drawn(names, 2, 2, loss=0.02)
 
     plain = screen(baseline, candidate)
-    scaled = screen(*({cell: [scale * v for v in values] for cell, values in r.items()} for r in (baseline, candidate)))
+    times = [{cell: [scale * v for v in values] for cell, values in r.items()} for r in (baseline, candidate)]
+    scaled = screen(times[0], times[1])
 
     assert scaled.outcomes == plain.outcomes
     assert scaled.loss.estimate == pytest.approx(plain.loss.estimate, abs=1e-9)

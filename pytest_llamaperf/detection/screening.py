@@ -1,0 +1,105 @@
+"""Screen: which cells look slower? On restarts that exist, so it costs nothing, and so it never blocks a release."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pytest_llamaperf.detection.evidence import Loss, between
+from pytest_llamaperf.detection.noise import Noise, restart_noise
+from pytest_llamaperf.detection.readings import Cell, Readings, Side, logarithm_of, logarithms, matrix, refuse_unlike
+from pytest_llamaperf.detection.rule import Rule
+from pytest_llamaperf.verdicts import Outcome
+
+if TYPE_CHECKING:
+    from pytest_llamaperf.detection.readings import Flags, Numbers
+
+RULE = Rule()
+
+
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """The allowances of all cells, as logarithms."""
+
+    allowed: Numbers
+    least: Numbers
+    bound: Numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Screening:
+    """Every cell with its readings, its noise and its limits.
+
+    baseline, candidate  logarithms of the readings, a cell in each row; more is worse
+    against              what the baseline is called in sentences: a version, or a pinned release
+    """
+
+    cells: tuple[Cell, ...]
+    baseline: Numbers
+    candidate: Numbers
+    noise: Noise
+    limits: Limits
+    rule: Rule
+    against: str
+
+    @cached_property
+    def loss(self) -> Loss:
+        return between(self.baseline, self.candidate, self.noise)
+
+    @cached_property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Suspect; or else pass where less than the bound was lost for sure, inconclusive where noise hides that."""
+        suspect = suspicious(self.loss, self.limits, self.rule.suspicious, self.rule.doubt)
+        passed = self.loss.estimate + self.loss.reach(self.rule.confidence) < self.limits.bound
+        return tuple(
+            Outcome.SUSPECT if looks_bad else Outcome.PASS if fine else Outcome.INCONCLUSIVE
+            for looks_bad, fine in zip(suspect, passed, strict=True)
+        )
+
+    @property
+    def suspects(self) -> tuple[Cell, ...]:
+        return self.having(Outcome.SUSPECT)
+
+    def having(self, outcome: Outcome) -> tuple[Cell, ...]:
+        return tuple(cell for cell, got in zip(self.cells, self.outcomes, strict=True) if got is outcome)
+
+
+def screen(
+    baseline: Readings,
+    candidate: Readings,
+    history: Sequence[Readings] = (),
+    rule: Rule = RULE,
+    against: str = "the baseline",
+) -> Screening:
+    """Candidate against baseline, or against the readings of a pinned release: an anchor, which slow creep can't move.
+
+    history  readings of earlier releases, in any order; only the spread within each is used
+
+    Raises UsageError for cells on one side only or with too few restarts, EngineError for impossible readings.
+    """
+    refuse_unlike(baseline, candidate, {Side.BASELINE: rule.least_baseline, Side.CANDIDATE: rule.least_candidate})
+    cells = tuple(sorted(baseline))
+    before = [logarithms(cell, baseline[cell]) for cell in cells]
+    after = [logarithms(cell, candidate[cell]) for cell in cells]
+    earlier = [[logarithms(cell, release[cell]) for release in history if cell in release] for cell in cells]
+    releases = [[old, new, *more] for old, new, more in zip(before, after, earlier, strict=True)]
+    noise = restart_noise(releases, [cell.metric.name for cell in cells], rule.outliers, rule.floor)
+    return Screening(cells, matrix(before), matrix(after), noise, _limits(cells, rule), rule, against)
+
+
+def suspicious(loss: Loss, limits: Limits, level: float, doubt: float) -> Flags:
+    """It looks worse than noise would at that level, and a loss that matters cannot be excluded."""
+    return (loss.chance_of_noise() < level) & (loss.estimate + loss.reach(1 - doubt) > limits.least)
+
+
+def _limits(cells: Sequence[Cell], rule: Rule) -> Limits:
+    import numpy as np
+
+    allowances = [(cell, rule.allowance(cell.metric)) for cell in cells]
+    return Limits(
+        np.array([logarithm_of(cell, allowance.allowed) for cell, allowance in allowances]),
+        np.array([logarithm_of(cell, allowance.least) for cell, allowance in allowances]),
+        np.array([logarithm_of(cell, allowance.bound) for cell, allowance in allowances]),
+    )
