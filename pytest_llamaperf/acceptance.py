@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from pytest_llamaperf.accuracy.companions import TEXT, Look, looked_at
@@ -16,7 +16,7 @@ from pytest_llamaperf.cases import CPU, Case
 from pytest_llamaperf.catalog.tasks import evaluations
 from pytest_llamaperf.engines import PREDICTED, Engine, EngineSpec, Opener, Surroundings, is_built_in, readiness
 from pytest_llamaperf.engines.trtllm.nodes import found_nodes
-from pytest_llamaperf.errors import EngineError, Unsupported, UsageError
+from pytest_llamaperf.errors import EngineError, LlamaperfError, Unsupported, UsageError
 from pytest_llamaperf.gpu_watch import occupied
 from pytest_llamaperf.hardware import Machine, find_machine
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
@@ -32,8 +32,12 @@ from pytest_llamaperf.wording import shown_path
 if TYPE_CHECKING:
     from pytest_llamaperf.accuracy.evaluating import Evaluator
     from pytest_llamaperf.accuracy.judging import Judgement
+    from pytest_llamaperf.against import Against, Rivalry
 
 T = TypeVar("T")
+
+# Restarts of each build before any is suspected.
+LEAST_AGAINST = 3
 
 # What is asked in cases that are about no accuracy task.
 _FIXED: Mapping[str, Callable[[Case, Engine], Answers | Repeats | Look]] = {
@@ -83,14 +87,49 @@ class Acceptance:
     @functools.cached_property
     def bench(self) -> Bench:
         """Where this run's cases are measured."""
+        return self._bench(self.settings.restarts or (3 if self.gpu == CPU else 2))
+
+    def _bench(self, restarts: int) -> Bench:
         on_cpu = self.gpu == CPU
         sampling = Sampling(
-            restarts=self.settings.restarts or (3 if on_cpu else 2),
+            restarts,
             rounds=self.settings.rounds or (2 if on_cpu else 3),
             watch_cpu=on_cpu,
             watch_gpus=None if on_cpu or not self.measures else self.gpu,
         )
         return Bench(self.open, sampling, together=on_cpu, ask=self._ask, on_progress=self.surroundings.on_progress)
+
+    @functools.cached_property
+    def against(self) -> Against | None:
+        """The comparison with another build, where one was asked for."""
+        runtime = self.settings.against
+        if runtime is None:
+            return None
+        from pytest_llamaperf.against import Against
+
+        return Against(
+            runtime,
+            self._alternately,
+            restarts=self.settings.restarts or LEAST_AGAINST,
+            allowed=self.settings.allowed,
+            tell=lambda text: self.surroundings.on_progress(text, 0, None),
+        )
+
+    def _alternately(self, cases: Sequence[Case], restarts: int) -> Mapping[Case, Measurement | LlamaperfError]:
+        """Each case and its like under the other build in one group, in that order."""
+        bench = self._bench(restarts)
+        groups: dict[Case, list[Case]] = {}
+        for case in cases:
+            groups.setdefault(case.under(None), []).append(case)
+        for group in groups.values():
+            bench.expect(measured=group)
+        found: dict[Case, Measurement | LlamaperfError] = {}
+        for case in cases:
+            try:
+                found[case] = bench.measurement(case)
+            except LlamaperfError as problem:
+                found[case] = problem
+        return found
 
     def _ask(self, case: Case, engine: Engine) -> Answers | Repeats | Look | Scores:
         """The fixed questions, one of them many times, the fixed text, or what an accuracy task asks."""
@@ -131,10 +170,26 @@ class Acceptance:
             )
         if self.settings.record and not self.measures:
             raise UsageError("--record with --engine predicted: a prediction never becomes a promise")
+        if self.settings.against:
+            self._check_against()
         if self.settings.rounds and self.engine_kind == "trtllm-bench":
             raise UsageError("--rounds with --engine trtllm-bench: every run of it is a restart; use --restarts")
         if self.settings.gpu != AUTO:
             self.check_possible()
+
+    def _check_against(self) -> None:
+        if not self.measures:
+            raise UsageError(
+                "--against with --engine predicted: it compares builds that are measured; predictions repeat"
+            )
+        if self.settings.record:
+            raise UsageError(
+                "--against with --record: one compares two builds, the other promises; run one, then the other"
+            )
+        if self.settings.restarts and self.settings.restarts < LEAST_AGAINST:
+            raise UsageError(
+                f"--against with --restarts {self.settings.restarts}: noise is learned from {LEAST_AGAINST} or more"
+            )
 
     def check_plan(self) -> None:
         """Refuse a plan of what is given no arguments. Raises UsageError."""
@@ -195,7 +250,7 @@ class Acceptance:
 
         Raises EngineError for a case that could not be measured, without trying again: loading takes minutes.
         """
-        measurement = self.bench.measurement(case)
+        measurement = self.against.measurement(case) if self.against else self.bench.measurement(case)
         if (measurement.source is Source.PREDICTED) != (self.engine_kind == PREDICTED):
             raise EngineError(f"{case}: the engine {self.engine_kind} gave a result that is {measurement.source}")
         return measurement
@@ -240,7 +295,10 @@ class Acceptance:
         assert isinstance(found, kind)  # by `_ask`, which makes them
         return found
 
-    def judge(self, measurement: Measurement, metric: Metric) -> Verdict:
+    def judge(self, measurement: Measurement, metric: Metric) -> Verdict | Rivalry:
+        """By what the other build does, where one is compared with; ratios, which are of this build alone, by promises."""
+        if self.against and not metric.is_ratio:
+            return self.against.verdict(measurement.case, metric)
         promise = self.book(measurement.case.hardware).find(measurement.case, metric)
         summary = measurement.of(metric)
         verdict = judge(

@@ -25,6 +25,7 @@ from pytest_llamaperf.runs import to_json
 from pytest_llamaperf.verdicts import Outcome, Verdict
 
 if TYPE_CHECKING:
+    from pytest_llamaperf.against import Rivalry
     from pytest_llamaperf.checkpoints import Checkpoint
 
 # The user property under which results travel: over pytest-xdist to the process that reports, and into JUnit.
@@ -130,16 +131,20 @@ class BaselineCheck:
             self._item, measurement.case, lambda: [self._acceptance.judge(measurement, metric) for metric in metrics]
         )
         for verdict in verdicts:
-            _attach(self._item, Result.of_verdict(self._item.nodeid, verdict))
+            nodeid = self._item.nodeid
+            _attach(
+                self._item,
+                Result.of_verdict(nodeid, verdict) if isinstance(verdict, Verdict) else verdict.result(nodeid),
+            )
         told = "\n\n".join(self._told(v) for v in verdicts if v.outcome is not Outcome.PASS)
         if any(self._acceptance.blocks(verdict.outcome) for verdict in verdicts):
             pytest.fail(told, pytrace=False)
         if told:
             pytest.skip(told)
 
-    def _told(self, verdict: Verdict) -> str:
+    def _told(self, verdict: Verdict | Rivalry) -> str:
         """With the YAML that would turn a measured value without a promise into one."""
-        if verdict.outcome is Outcome.NO_BASELINE and self._acceptance.measures:
+        if isinstance(verdict, Verdict) and verdict.outcome is Outcome.NO_BASELINE and self._acceptance.measures:
             return f"{verdict}\n{self._acceptance.yaml_hint(verdict)}"
         return str(verdict)
 

@@ -108,8 +108,12 @@ def expect(config: pytest.Config, items: Sequence[pytest.Item], acceptance: Acce
                 others = [other for other in others if not acceptance.is_stored(other)]
             cases = [case, *others]
             asks = any(name in names for name in ("answers", "repeats", "look", "evaluate"))
-            if "measure" in names or asks:
-                acceptance.bench.expect(measured=cases if "measure" in names else (), answered=cases if asks else ())
+            measured = cases if "measure" in names else []
+            if acceptance.against:
+                acceptance.against.expect(measured)
+                measured = []
+            if measured or asks:
+                acceptance.bench.expect(measured=measured, answered=cases if asks else ())
         except UsageError as problem:
             raise pytest.UsageError(f"{item.nodeid}: {problem}") from None
 

@@ -28,9 +28,16 @@ class Metric:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def is_ratio(self) -> bool:
+        return self.unit == _TIMES
+
     def versus(self, other: str) -> Metric:
         """How many times better than the same case with one thing replaced by `other` (unit x, higher is better)."""
-        return Metric(f"{self.name} vs {other}", "x", Better.HIGHER, f"times better {self.name} than with {other}")
+        return Metric(f"{self.name} vs {other}", _TIMES, Better.HIGHER, f"times better {self.name} than with {other}")
+
+
+_TIMES = "x"
 
 
 def _metric(name: str, unit: str, better: Better, meaning: str) -> Metric:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llamaperf.cases import Runtime
 from pytest_llamaperf.errors import nearest
 from pytest_llamaperf.hosting.phases import SETTING, Deadlines
+from pytest_llamaperf.runtimes import runtime_named
 
 AUTO = "auto"
 
@@ -20,6 +22,7 @@ class Settings:
     """What was asked for on the command line; `results` is None where no files are wanted.
 
     `restarts` and `rounds` are None where the hardware decides; `deadlines` come from the ini file, for they belong to a project.
+    `against` is the build to compare with, and `allowed` are settings in which it may differ.
     `baselines_named` tells a folder somebody asked for from the default, which need not exist yet.
     """
 
@@ -33,10 +36,14 @@ class Settings:
     plan: bool
     restarts: int | None
     rounds: int | None
+    against: Runtime | None
+    allowed: tuple[str, ...]
     deadlines: Deadlines
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Settings:
+        """Raises UsageError."""
+        against = config.getoption("against")
         return cls(
             gpu=config.getoption("gpu"),
             engine=config.getoption("engine"),
@@ -48,6 +55,8 @@ class Settings:
             plan=config.getoption("plan"),
             restarts=config.getoption("restarts"),
             rounds=config.getoption("rounds"),
+            against=None if against is None else runtime_named(against, config.invocation_params.dir),
+            allowed=tuple(config.getoption("allow_difference")),
             deadlines=Deadlines.parse(config.getini(SETTING)),
         )
 
@@ -111,6 +120,19 @@ def add_options(parser: pytest.Parser) -> None:
         type=_at_least_one,
         metavar="N",
         help="rounds of a workload in each restart, of which the median counts (default: 3, on a CPU 2)",
+    )
+    group.addoption(
+        "--against",
+        metavar="RUNTIME",
+        help="compare with another build, measured in turn in this session: the folder of an environment, a python in one, "
+        "or a YAML file with python, name and environment; promises are left aside",
+    )
+    group.addoption(
+        "--allow-difference",
+        action="append",
+        default=[],
+        metavar="SETTING",
+        help="with --against: a setting in which the two builds may differ, as it is named in the error about it",
     )
     parser.addini(
         SETTING,

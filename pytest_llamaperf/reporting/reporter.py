@@ -122,6 +122,8 @@ class Reporter:
         if gate:
             terminalreporter.section("release gate")
             terminalreporter.write(decision_text(self._decision(), width=width, color=color))
+        if self._acceptance.against and (summary := self._acceptance.against.summary):
+            terminalreporter.write_line(summary)
         if self._recorded:
             terminalreporter.write_line(self._recorded, red=self._recording_failed)
         if self._files:

@@ -1,0 +1,296 @@
+"""A build against another one: both measured in this session, in turn on the same machine, and told apart by `detection`.
+
+What is measured first is screened; engines whose cases are suspects are started fresh in pairs of both builds until it is
+known, by the rule of `detection/rule.py`. All cases take part: what noise is usual is learned from all of them together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from pytest_llamaperf.cases import Case, Runtime
+from pytest_llamaperf.detection.confirming import Confirmation
+from pytest_llamaperf.detection.deciding import CellVerdict, Decision, decide
+from pytest_llamaperf.detection.orders import Restart
+from pytest_llamaperf.detection.readings import Cell, Side
+from pytest_llamaperf.detection.rule import Rule
+from pytest_llamaperf.detection.screening import RULE, screen
+from pytest_llamaperf.engines import EngineSpec
+from pytest_llamaperf.errors import EngineError, LlamaperfError, UsageError
+from pytest_llamaperf.measurements import Measurement, Source
+from pytest_llamaperf.measuring import workload_of
+from pytest_llamaperf.metrics import (
+    OUTPUT_THROUGHPUT,
+    PEAK_MEMORY,
+    REQUEST_LATENCY_MEDIAN,
+    TPOT_MEDIAN,
+    TPOT_P99,
+    TTFT_MEDIAN,
+    TTFT_P99,
+    Better,
+    Metric,
+)
+from pytest_llamaperf.records import Result
+from pytest_llamaperf.verdicts import Outcome
+from pytest_llamaperf.wording import amount, counted
+
+# What is compared of every case that gives it: each once, for throughput per GPU loses what throughput loses.
+COMPARED = (OUTPUT_THROUGHPUT, TTFT_MEDIAN, TTFT_P99, TPOT_MEDIAN, TPOT_P99, REQUEST_LATENCY_MEDIAN, PEAK_MEMORY)
+
+Measured = Mapping[Case, Measurement | LlamaperfError]
+# Measures cases, of both builds in the order given and in turn, in so many fresh restarts of each.
+Alternately = Callable[[Sequence[Case], int], Measured]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of a session: `failed` are cases that could not be measured, or not alike, on both sides."""
+
+    decision: Decision | None
+    verdicts: Mapping[tuple[str, str], CellVerdict] = field(default_factory=dict)
+    measured: Mapping[Case, Measurement] = field(default_factory=dict)
+    others: Mapping[Case, Measurement] = field(default_factory=dict)
+    failed: Mapping[Case, LlamaperfError] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rivalry:
+    """A verdict on one metric of one case, with what both builds gave at first."""
+
+    found: CellVerdict
+    ours: Measurement
+    theirs: Measurement
+    metric: Metric
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.found.outcome
+
+    @property
+    def reason(self) -> str:
+        return self.found.reason
+
+    def __str__(self) -> str:
+        """The failure as a person reads it: what was lost, both builds, what to do."""
+        told = {
+            "found": self.reason,
+            **{name: self._told(side) for name, side in (("this build", self.ours), ("the other", self.theirs))},
+            "to do": _ADVICE.get(self.outcome, "nothing"),
+        }
+        if self.ours.reproduce:
+            told["by hand"] = self.ours.reproduce.replace("\n", f"\n{'':15}")
+        lines = [f"    {name:<10} {text}" for name, text in told.items()]
+        return "\n".join([f"{self.ours.case}", f"  {self.metric}: {self.outcome}", *lines])
+
+    def result(self, nodeid: str) -> Result:
+        """`low` and `high` are the other build's mean with the interval of the change; the tolerance is what is allowed."""
+        ours, theirs = (side.of(self.metric) for side in (self.ours, self.theirs))
+        worse = -1.0 if self.metric.better is Better.HIGHER else 1.0
+        low, high = sorted(theirs.value * (1 + worse * end) for end in (self.found.low, self.found.high))
+        return Result(
+            nodeid,
+            self.ours.case.to_dict(),
+            self.metric.name,
+            self.metric.unit,
+            self.metric.better.value,
+            Source.MEASURED.value,
+            ours.values,
+            ours.value,
+            low,
+            high,
+            {
+                "value": theirs.value,
+                "tolerance": self.found.allowance.allowed,
+                "source": Source.MEASURED.value,
+                "reference": f"{self.theirs.case}, measured in turn",
+            },
+            self.outcome.value,
+            self.reason,
+            self.ours.notes,
+            self.ours.fingerprint.to_dict(),
+            self.ours.reproduce,
+        )
+
+    def _told(self, side: Measurement) -> str:
+        summary = side.of(self.metric)
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(side.fingerprint.versions.items()))
+        return f"{amount(summary.value, self.metric.unit)} in {counted(len(summary.values), 'restart')}: {versions}"
+
+
+_ADVICE = {
+    Outcome.REGRESSION: "find the change between the two builds that cost this; --against a build between them halves the search",
+    Outcome.INCONCLUSIVE: "measure on a quieter machine, or with more --restarts",
+}
+
+
+class Against:
+    """Cases under this build and under `runtime`. `allowed` are settings in which the two may differ, by name."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        measure: Alternately,
+        *,
+        restarts: int,
+        allowed: Sequence[str] = (),
+        rule: Rule = RULE,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.runtime = runtime
+        self._measure, self._restarts, self._allowed, self._rule, self._tell = measure, restarts, allowed, rule, tell
+        self._cases: dict[Case, None] = {}
+
+    def expect(self, cases: Sequence[Case]) -> None:
+        """Raises UsageError for a case that cannot be measured."""
+        for case in cases:
+            workload_of(case)
+        self._cases |= dict.fromkeys(cases)
+
+    def measurement(self, case: Case) -> Measurement:
+        """Of this build. Raises EngineError for a case that could not be measured on both sides."""
+        if problem := self.comparison.failed.get(case):
+            raise problem
+        if case not in self.comparison.measured:
+            raise UsageError(f"{case}: was not known before the first test ran, so it was not measured in turn")
+        return self.comparison.measured[case]
+
+    def verdict(self, case: Case, metric: Metric) -> Rivalry:
+        """On one metric. Raises UsageError for one that is not compared, EngineError as `measurement` does."""
+        ours = self.measurement(case)
+        found = self.comparison.verdicts.get((case.id, metric.name))
+        if found is None:
+            known = ", ".join(map(str, COMPARED))
+            raise UsageError(
+                f"{case}: --against compares {known}; {metric} is none of them, or this case does not give it"
+            )
+        return Rivalry(found, ours, self.comparison.others[case], metric)
+
+    @property
+    def summary(self) -> str:
+        """One line for all, once anything was measured."""
+        if "comparison" not in vars(self):
+            return ""
+        decision = self.comparison.decision
+        if decision is None:
+            return f"against {self.runtime}: nothing could be compared"
+        told = f"against {self.runtime}: {decision.reason}; {counted(decision.restarts, 'restart')} on top of the first ones"
+        return f"{told}; {decision.stale}" if decision.stale else told
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """Everything is measured when it is first asked for."""
+        found = self._measure([each for case in self._cases for each in self._both(case)], self._restarts)
+        measured: dict[Case, Measurement] = {}
+        others: dict[Case, Measurement] = {}
+        failed: dict[Case, LlamaperfError] = {}
+        for case in self._cases:
+            ours, theirs = (found[each] for each in self._both(case)[::-1])
+            if isinstance(ours, LlamaperfError):
+                failed[case] = ours
+            elif isinstance(theirs, LlamaperfError):
+                failed[case] = EngineError(f"{case}: nothing to compare with: {theirs}")
+            elif problem := _difference(case, ours, theirs, self._allowed):
+                failed[case] = problem
+            else:
+                measured[case], others[case] = ours, theirs
+        if not measured:
+            return Comparison(None, failed=failed)
+        confirmation = self._confirmed(
+            Confirmation(
+                screen(_readings(others), _readings(measured), rule=self._rule, against=f"{self.runtime}"),
+            ),
+            tuple(measured),
+        )
+        decision = decide(confirmation)
+        verdicts = {(found.cell.case, found.cell.metric.name): found for found in decision.verdicts}
+        return Comparison(decision, verdicts, measured, others, failed)
+
+    def _confirmed(self, confirmation: Confirmation, cases: Sequence[Case]) -> Confirmation:
+        engines: dict[str, list[Case]] = defaultdict(list)
+        for case in cases:
+            engines[_engine(case)].append(case)
+        while orders := confirmation.orders:
+            for order in orders:
+                self._tell(f"confirming {order.engine}")
+                for sides in _turns(order.sides):
+                    try:
+                        made = self._restart(engines[order.engine], sides)
+                        confirmation = confirmation.with_restarts(*made)
+                    except LlamaperfError as problem:
+                        confirmation = confirmation.without(order.engine, f"a fresh restart failed: {problem}")
+                        break
+        return confirmation
+
+    def _restart(self, cases: Sequence[Case], sides: Sequence[Side]) -> list[Restart]:
+        """One fresh restart of each side, in that order. Raises EngineError when one of them fails."""
+        by_side = {
+            side: [case.under(self.runtime if side is Side.BASELINE else None) for case in cases] for side in sides
+        }
+        found = self._measure([case for side in sides for case in by_side[side]], 1)
+        for problem in found.values():
+            if isinstance(problem, LlamaperfError):
+                raise problem
+        return [
+            Restart(
+                _engine(cases[0]),
+                side,
+                {
+                    cell: values[0]
+                    for case in by_side[side]
+                    if isinstance(measurement := found[case], Measurement)
+                    for cell, values in _cells(case.under(None), measurement).items()
+                },
+            )
+            for side in sides
+        ]
+
+    def _both(self, case: Case) -> tuple[Case, Case]:
+        """The other build goes first, as in every first pair."""
+        return case.under(self.runtime), case
+
+
+def _engine(case: Case) -> str:
+    return str(EngineSpec.of(case.under(None)))
+
+
+def _cells(case: Case, measurement: Measurement) -> dict[Cell, tuple[float, ...]]:
+    return {
+        Cell(_engine(case), case.id, metric): values
+        for metric in COMPARED
+        if (values := measurement.samples.get(metric))
+    }
+
+
+def _readings(measured: Mapping[Case, Measurement]) -> dict[Cell, tuple[float, ...]]:
+    return {cell: values for case, found in measured.items() for cell, values in _cells(case, found).items()}
+
+
+def _turns(sides: Sequence[Side]) -> list[tuple[Side, ...]]:
+    """Pairs of two builds, which a CPU can have open together; what has no partner beside it is started alone."""
+    turns: list[tuple[Side, ...]] = []
+    rest = list(sides)
+    while rest:
+        size = 2 if len(rest) > 1 and rest[0] is not rest[1] else 1
+        turns.append(tuple(rest[:size]))
+        del rest[:size]
+    return turns
+
+
+def _difference(case: Case, ours: Measurement, theirs: Measurement, allowed: Sequence[str]) -> EngineError | None:
+    """Of settings: another runtime has other versions, and is to have nothing else."""
+    if {ours.source, theirs.source} != {Source.MEASURED}:
+        return EngineError(f"{case}: --against compares measurements, and one side is none")
+    mine, others = ours.fingerprint.settings, theirs.fingerprint.settings
+    different = [name for name in sorted(mine.keys() | others.keys()) if mine.get(name) != others.get(name)]
+    unlike = [
+        f"{name} is {mine.get(name)!r} here and {others.get(name)!r} there" for name in different if name not in allowed
+    ]
+    if not unlike:
+        return None
+    return EngineError(
+        f"{case}: the two builds were not run alike: {'; '.join(unlike)}; if that is meant, --allow-difference "
+        f"{' --allow-difference '.join(repr(n) if ' ' in n else n for n in different if n not in allowed)}"
+    )

@@ -1,0 +1,187 @@
+"""One build against another in whole sessions, with engines that are as fast as a test says under either."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_sessions import Folder
+
+SUITE = """
+import pytest
+from pytest_llamaperf import OUTPUT_THROUGHPUT, TPOT_MEDIAN
+
+CASES = dict(model="smollm2-135m", recipe=["bf16", "modelopt-fp8"], layout="tp1", hardware="cpu")
+
+@pytest.mark.cases(**CASES, workload=["max-throughput-16-8", "concurrency-4-16-8"])
+def test_speed(case, measure, baseline):
+    baseline.check(measure(case), OUTPUT_THROUGHPUT)
+"""
+
+# Requests are answered one after the other. Restarts differ by up to half a percent, in an order that repeats.
+CONFTEST = """
+from pytest_llamaperf.engines import Run
+from pytest_llamaperf.errors import EngineError
+from pytest_llamaperf.lengths import request_lengths
+from pytest_llamaperf.measurements import Fingerprint, Source
+from pytest_llamaperf.traces import Trace
+
+SLOWER, SETTING, FAILS_AFTER = GIVEN
+JITTER = (0.0, 0.004, -0.003, 0.002, -0.005, 0.003, -0.001)
+opened = {}
+
+class Engine:
+    source = Source.MEASURED
+
+    def __init__(self, spec):
+        side = "theirs" if spec.runtime else "ours"
+        number = opened[side] = opened.get(side, 0) + 1
+        with open("engines.log", "a") as log:
+            print(side, spec.recipe, file=log)
+        if FAILS_AFTER and (side, number) >= FAILS_AFTER and side == FAILS_AFTER[0]:
+            raise EngineError(f"restart {number} of {side} is out of memory")
+        slow = 1 + SLOWER if side == "ours" and str(spec.recipe) == "modelopt-fp8" else 1
+        self.seconds = 0.1 * slow * (1 + JITTER[(number + (side == "ours")) % len(JITTER)])
+        self.settings = {"batch": 8 if side == "ours" else SETTING}
+
+    def run(self, workload):
+        traces, now = [], 0.0
+        for isl, osl in request_lengths(workload):
+            traces.append(Trace(now, now + self.seconds, now + osl * self.seconds, isl, osl))
+            now += osl * self.seconds
+        return Run(tuple(traces), fingerprint=Fingerprint({"runtime": "1.2"}, self.settings))
+
+    def close(self):
+        pass
+
+def pytest_llamaperf_engines():
+    return {"torch": Engine}
+"""
+
+Session = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+@pytest.fixture
+def session(folder: Folder) -> Session:
+    (folder.path / "old.yaml").write_text(f"name: release 1.1\npython: {sys.executable}\n")
+
+    def run(
+        *options: str, slower: float = 0.0, setting: int = 8, fails_after: tuple[str, int] | None = None
+    ) -> pytest.RunResult:
+        given = f"GIVEN = {(slower, setting, fails_after)!r}\n"
+        folder.write(test_suite=SUITE, conftest=given + CONFTEST)
+        return folder.run("--gpu=cpu", "--against=old.yaml", "--results=out", "--rounds=1", "-rs", *options)
+
+    return run
+
+
+def results(folder: Folder) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(each["case"]["recipe"], each["case"]["id"]): each for each in folder.run_json()["results"]}
+
+
+def test_a_build_like_the_other_passes_and_is_not_started_again(session: Session, folder: Folder) -> None:
+    result = session()
+
+    result.assert_outcomes(passed=4)
+    assert sorted(folder.words()) == sorted(
+        [f"{s} {r}" for s in ("ours", "theirs") for r in ("bf16", "modelopt-fp8")] * 3
+    )
+    result.stdout.fnmatch_lines(["against release 1.1: no regression is proven: * passed*; 0 restarts on top*"])
+
+
+def test_a_loss_is_confirmed_on_fresh_restarts_and_told_in_a_sentence(session: Session, folder: Folder) -> None:
+    result = session(slower=0.06)
+
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "cpu/torch/smollm2-135m/modelopt-fp8/tp1/*",
+            "  output_throughput: regression",
+            "    found      lost 5.* % (*) of output_throughput in * pairs of fresh restarts with release 1.1; allowed is *",
+            "    this build * tok/s in 3 restarts: runtime 1.2",
+            "    the other  * tok/s in 3 restarts: runtime 1.2",
+            "    to do      find the change between the two builds that cost this*",
+            "against release 1.1: blocked: * lost more than is allowed, most of all *",
+        ]
+    )
+    for (recipe, _), found in results(folder).items():
+        assert found["outcome"] == ("regression" if recipe == "modelopt-fp8" else "pass")
+        assert found["baseline"]["source"] == "measured"
+        assert found["baseline"]["reference"].endswith(" under release 1.1, measured in turn")
+    again = folder.words()[12:]
+    assert {word.split()[1] for word in again} == {"modelopt-fp8"}
+    pairs = [word.split()[0] for word in again if again.count(word)]
+    assert pairs.count("ours") >= pairs.count("theirs") >= 3
+
+
+def test_builds_that_are_not_run_alike_are_an_error_that_names_the_setting(session: Session, folder: Folder) -> None:
+    result = session(setting=16)
+
+    result.assert_outcomes(failed=4)
+    assert {found["outcome"] for found in results(folder).values()} == {"error"}
+    result.stdout.fnmatch_lines(
+        ["*the two builds were not run alike: batch is 8 here and 16 there; if that is meant, --allow-difference batch"]
+    )
+
+    session("--allow-difference=batch", setting=16).assert_outcomes(passed=4)
+
+
+def test_a_build_that_cannot_be_started_is_an_error_of_its_cases(session: Session) -> None:
+    result = session(fails_after=("theirs", 1))
+
+    result.assert_outcomes(failed=4)
+    result.stdout.fnmatch_lines(["*error, not a regression: nothing to compare with: *out of memory*"])
+    result.stdout.fnmatch_lines(["against release 1.1: nothing could be compared"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_a_build_that_fails_while_it_is_confirmed_leaves_its_cases_open(session: Session, folder: Folder) -> None:
+    result = session(slower=0.06, fails_after=("theirs", 7))
+
+    result.assert_outcomes(passed=2, skipped=2)
+    open_ones = [found for (recipe, _), found in results(folder).items() if recipe == "modelopt-fp8"]
+    assert {found["outcome"] for found in open_ones} == {"inconclusive"}
+    assert all("a fresh restart failed" in found["message"] for found in open_ones)
+
+
+def test_the_gate_stays_closed_where_nothing_could_be_told(session: Session) -> None:
+    result = session("--gate", slower=0.06, fails_after=("theirs", 7))
+
+    assert result.ret == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--record",), "--against with --record: *"),
+        (("--restarts=2",), "--against with --restarts 2: noise is learned from 3 or more"),
+        (("--gpu=h200", "--engine=predicted"), "--against with --engine predicted: *"),
+        (("--against=nowhere",), "nowhere: is no environment and no interpreter: *"),
+    ],
+)
+def test_what_cannot_be_compared_is_a_usage_error(session: Session, options: tuple[str, ...], message: str) -> None:
+    result = session(*options)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines([f"ERROR: {message}"])
+
+
+def test_a_metric_that_is_not_compared_is_told(
+    session: Session, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SUITE", SUITE.replace("OUTPUT_THROUGHPUT", "OUTPUT_SPEED_PER_USER"))
+
+    result = session()
+
+    result.assert_outcomes(failed=4)
+    result.stdout.fnmatch_lines(["*--against compares output_throughput, *; output_speed_per_user is none of them*"])
+    assert json.loads((folder.path / "out" / "run.json").read_text())["results"] == []
