@@ -111,6 +111,7 @@ class Acceptance:
             runtime,
             self._alternately,
             restarts=self.settings.restarts or LEAST_AGAINST,
+            side_by_side=self.gpu == CPU,
             allowed=self.settings.allowed,
             tell=lambda text: self.surroundings.on_progress(text, 0, None),
         )

@@ -6,18 +6,20 @@ known, by the rule of `detection/rule.py`. All cases take part: what noise is us
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import geometric_mean
 
 from pytest_llamaperf.cases import Case, Runtime
 from pytest_llamaperf.detection.confirming import Confirmation
 from pytest_llamaperf.detection.deciding import CellVerdict, Decision, decide
 from pytest_llamaperf.detection.orders import Restart
-from pytest_llamaperf.detection.readings import Cell, Side
+from pytest_llamaperf.detection.readings import Cell, Readings, Side, refuse_unlike
 from pytest_llamaperf.detection.rule import Rule
-from pytest_llamaperf.detection.screening import RULE, screen
+from pytest_llamaperf.detection.screening import screen
 from pytest_llamaperf.engines import EngineSpec
 from pytest_llamaperf.errors import EngineError, LlamaperfError, UsageError
 from pytest_llamaperf.measurements import Measurement, Source
@@ -36,6 +38,9 @@ from pytest_llamaperf.metrics import (
 from pytest_llamaperf.records import Result
 from pytest_llamaperf.verdicts import Outcome
 from pytest_llamaperf.wording import amount, counted
+
+# The other build was measured beside this one, so it cannot be out of date: however many cells look slower, all are suspects.
+FRESH = Rule(capped=1.0)
 
 # What is compared of every case that gives it: each once, for throughput per GPU loses what throughput loses.
 COMPARED = (OUTPUT_THROUGHPUT, TTFT_MEDIAN, TTFT_P99, TPOT_MEDIAN, TPOT_P99, REQUEST_LATENCY_MEDIAN, PEAK_MEMORY)
@@ -127,7 +132,11 @@ _ADVICE = {
 
 
 class Against:
-    """Cases under this build and under `runtime`. `allowed` are settings in which the two may differ, by name."""
+    """Cases under this build and under `runtime`.
+
+    `allowed` are settings in which the two may differ, by name. `side_by_side`: restarts of one number are open together and
+    take turns round by round, so what disturbs one disturbs both.
+    """
 
     def __init__(
         self,
@@ -135,12 +144,14 @@ class Against:
         measure: Alternately,
         *,
         restarts: int,
+        side_by_side: bool,
         allowed: Sequence[str] = (),
-        rule: Rule = RULE,
+        rule: Rule = FRESH,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.runtime = runtime
         self._measure, self._restarts, self._allowed, self._rule, self._tell = measure, restarts, allowed, rule, tell
+        self._side_by_side = side_by_side
         self._cases: dict[Case, None] = {}
 
     def expect(self, cases: Sequence[Case]) -> None:
@@ -198,12 +209,11 @@ class Against:
                 measured[case], others[case] = ours, theirs
         if not measured:
             return Comparison(None, failed=failed)
-        confirmation = self._confirmed(
-            Confirmation(
-                screen(_readings(others), _readings(measured), rule=self._rule, against=f"{self.runtime}"),
-            ),
-            tuple(measured),
-        )
+        before, after = _readings(others), _readings(measured)
+        if self._side_by_side:
+            before, after = _without_what_is_shared(before, after)
+        screening = screen(before, after, rule=self._rule, against=str(self.runtime))
+        confirmation = self._confirmed(Confirmation(screening), tuple(measured))
         decision = decide(confirmation)
         verdicts = {(found.cell.case, found.cell.metric.name): found for found in decision.verdicts}
         return Comparison(decision, verdicts, measured, others, failed)
@@ -264,8 +274,26 @@ def _cells(case: Case, measurement: Measurement) -> dict[Cell, tuple[float, ...]
     }
 
 
-def _readings(measured: Mapping[Case, Measurement]) -> dict[Cell, tuple[float, ...]]:
+def _readings(measured: Mapping[Case, Measurement]) -> Readings:
     return {cell: values for case, found in measured.items() for cell, values in _cells(case, found).items()}
+
+
+def _without_what_is_shared(theirs: Readings, ours: Readings) -> tuple[Readings, Readings]:
+    """Readings with the same means, spread by what restarts of one number do not have in common.
+
+    The logarithm of a ratio has a variance of its own, of which each side gets half: the screen, which takes sides for
+    independent, then has the variance of the ratio for their difference.
+    """
+    refuse_unlike(theirs, ours, dict.fromkeys(Side, 1))
+    alone: dict[Cell, Sequence[float]] = {}
+    others: dict[Cell, Sequence[float]] = {}
+    for cell, values in ours.items():
+        before = theirs[cell]
+        ratios = [math.log(a / b) for a, b in zip(values, before, strict=True)]
+        half = [(ratio - math.fsum(ratios) / len(ratios)) / math.sqrt(2) for ratio in ratios]
+        alone[cell] = [geometric_mean(values) * math.exp(share) for share in half]
+        others[cell] = [geometric_mean(before) * math.exp(-share) for share in half]
+    return others, alone
 
 
 def _turns(sides: Sequence[Side]) -> list[tuple[Side, ...]]:

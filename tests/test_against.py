@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,12 @@ from typing import Any
 
 import pytest
 from engine_sessions import Folder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_llamaperf import OUTPUT_THROUGHPUT
+from pytest_llamaperf.against import _without_what_is_shared
+from pytest_llamaperf.detection.readings import Cell
 
 SUITE = """
 import pytest
@@ -185,3 +193,22 @@ def test_a_metric_that_is_not_compared_is_told(
     result.assert_outcomes(failed=4)
     result.stdout.fnmatch_lines(["*--against compares output_throughput, *; output_speed_per_user is none of them*"])
     assert json.loads((folder.path / "out" / "run.json").read_text())["results"] == []
+
+
+@given(
+    st.lists(st.tuples(st.floats(50, 200), st.floats(0.9, 1.1), st.floats(0.5, 2)), min_size=2, max_size=6),
+)
+def test_what_restarts_share_is_taken_out_and_the_rest_keeps_its_variance(
+    made: list[tuple[float, float, float]],
+) -> None:
+    cell = Cell("engine", "case", OUTPUT_THROUGHPUT)
+    theirs = {cell: [speed * shared for speed, _, shared in made]}
+    ours = {cell: [speed * ratio * shared for speed, ratio, shared in made]}
+
+    before, after = _without_what_is_shared(theirs, ours)
+
+    for had, has in ((theirs, before), (ours, after)):
+        assert statistics.geometric_mean(has[cell]) == pytest.approx(statistics.geometric_mean(had[cell]))
+    ratios = [math.log(ratio) for _, ratio, _ in made]
+    spread = sum(statistics.variance(map(math.log, side[cell])) for side in (before, after))
+    assert spread == pytest.approx(statistics.variance(ratios), abs=1e-12)
