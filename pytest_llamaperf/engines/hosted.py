@@ -47,7 +47,7 @@ def started(
     ending.callback(shutil.rmtree, scratch, ignore_errors=True)
     host = Host(
         driver,
-        log=surroundings.logs / (re.sub(r"[^-.\w]+", "_", str(spec)) + ".log"),
+        log=surroundings.logs / (re.sub(r"[^-.@=\w]+", "_", str(spec)) + ".log"),
         deadlines=deadlines or surroundings.deadlines,
         python=None if spec.runtime is None else spec.runtime.python,
         environment={**(spec.runtime.variables() if spec.runtime else {}), "TMPDIR": str(scratch), **environment},

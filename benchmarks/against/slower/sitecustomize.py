@@ -15,7 +15,9 @@ class SlowedDecode(MetaPathFinder):
     def __init__(self, share: float) -> None:
         self._share = share
 
-    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Any, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if not name.endswith("torch_llama.stages"):
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
