@@ -16,7 +16,7 @@ pytestmark = pytest.mark.accuracy
 @pytest.mark.cases(
     **EMBEDDED, recipe="modelopt-fp8", layout="tp1", task=["agreement", "facts", "copying", "short-answers"]
 )
-@pytest.mark.cases(**EMBEDDED, recipe="llama-fp8", layout="tp1", task=["agreement", "facts"])
+@pytest.mark.cases(**EMBEDDED, recipe="llama-fp8", layout="tp1", task="agreement")
 @pytest.mark.cases(model="llama-3.1-8b", recipe=QUANTIZED, layout="tp1", task=KNOWLEDGE_AND_REASONING, hardware="h200")
 @pytest.mark.cases(model="llama-3.3-70b", recipe=QUANTIZED, layout="tp4", task=KNOWLEDGE_AND_REASONING, hardware="h200")
 @pytest.mark.cases(
