@@ -160,12 +160,18 @@ class Against:
             workload_of(case)
         self._cases |= dict.fromkeys(cases)
 
+    def __contains__(self, case: Case) -> bool:
+        """Whether it was known before the first test ran, and so is measured in turn."""
+        return case in self._cases
+
     def measurement(self, case: Case) -> Measurement:
         """Of this build. Raises EngineError for a case that could not be measured on both sides."""
         if problem := self.comparison.failed.get(case):
             raise problem
         if case not in self.comparison.measured:
-            raise UsageError(f"{case}: was not known before the first test ran, so it was not measured in turn")
+            raise UsageError(
+                f"{case}: was not known before the first test ran, so it was not measured in turn; name it in a marker"
+            )
         return self.comparison.measured[case]
 
     def verdict(self, case: Case, metric: Metric) -> Rivalry:

@@ -195,6 +195,31 @@ def test_a_metric_that_is_not_compared_is_told(
     assert json.loads((folder.path / "out" / "run.json").read_text())["results"] == []
 
 
+def test_a_case_made_up_by_a_test_is_measured_for_a_ratio_and_not_compared(
+    session: Session, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the suites of parallelism do: the other layout stands in the test, where nobody sees it beforehand."""
+    suite = SUITE.replace("import OUTPUT_THROUGHPUT", "import Layout, OUTPUT_THROUGHPUT").replace(
+        "    baseline.check(measure(case), OUTPUT_THROUGHPUT)\n",
+        "    one, two = measure(case), measure(case.with_layout(Layout(tp=2)))\n"
+        "    baseline.check(one.versus(two, OUTPUT_THROUGHPUT), OUTPUT_THROUGHPUT.versus('tp2'))\n"
+        "    baseline.check(two, OUTPUT_THROUGHPUT)\n",
+    )
+    monkeypatch.setattr(
+        sys.modules[__name__], "SUITE", suite.replace("'tp2'))\n    baseline", "'tp2'))\n    # baseline")
+    )
+    session().assert_outcomes(skipped=4)  # nothing is promised for the ratio
+    assert {found["outcome"] for found in results(folder).values()} == {"no-baseline"}
+
+    judged = suite.replace(
+        "    baseline.check(one.versus(two, OUTPUT_THROUGHPUT), OUTPUT_THROUGHPUT.versus('tp2'))\n", ""
+    )
+    monkeypatch.setattr(sys.modules[__name__], "SUITE", judged)
+    result = session()
+    result.assert_outcomes(failed=4)
+    result.stdout.fnmatch_lines(["*was not known before the first test ran, so it was not measured in turn; name it*"])
+
+
 @given(
     st.lists(st.tuples(st.floats(50, 200), st.floats(0.9, 1.1), st.floats(0.5, 2)), min_size=2, max_size=6),
 )
