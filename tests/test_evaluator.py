@@ -133,12 +133,17 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         {"context": "Another:", "choices": ["ba", "bb"], "label": 0},
     ]
     (folder / "choices.jsonl").write_text("\n".join(map(json.dumps, documents)) + "\n")
+    (folder / "twice.jsonl").write_text("\n".join(map(json.dumps, [*documents, documents[2]])) + "\n")
+    (folder / "twice.yaml").write_text(
+        CHOICES.replace("choices.jsonl", "twice.jsonl").replace("tested_choices", "twice")
+    )
     words = [{"prompt": "Is it?", "answer": "yes"}, {"prompt": "It is", "answer": "yes"}]
     (folder / "words.jsonl").write_text("\n".join(map(json.dumps, words)) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(canary, "check", lambda engine: None)
         for name, task, metric, filter in (
             ("choices", "tested_choices", "acc", "none"),
+            ("twice", "twice", "acc", "none"),
             ("words", "tested_words", "exact_match", "whole"),
             ("misspelt", "tested_choice", "acc", "none"),
             ("no-metric", "tested_choices", "rouge", "none"),
@@ -179,6 +184,18 @@ def test_choices_are_scored_by_their_own_tokens_alone(evaluator: Evaluator, chec
     assert found.protocol["documents"] == 3
     assert found.measures == {"acc": pytest.approx(2 / 3)}
     assert {tuple(engine.encode([text])[0]) for text in ("Another: ba", "Another: bb")} <= set(engine.asked)
+
+
+def test_a_document_that_a_data_set_repeats_is_kept_and_is_one_group(evaluator: Evaluator, checkpoint: Path) -> None:
+    found = evaluator.scores(case_of(checkpoint, "twice"), Knowing())
+
+    *_, third, again = found.documents.values()
+    assert (len(found.documents), again.id, again.cluster, again.score) == (
+        4,
+        f"{third.id}-2",
+        third.cluster,
+        third.score,
+    )
 
 
 def test_answers_are_cut_where_the_task_says(evaluator: Evaluator, checkpoint: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -156,13 +157,15 @@ def _explained(case: Case, wanted: Evaluation, failure: EngineFailure) -> Except
 
 def _scores(case: Case, wanted: Evaluation, done: Mapping[str, Any], checkpoint: Checkpoint) -> Scores:
     documents: dict[str, Document] = {}
+    seen: Counter[str] = Counter()
     for row in done["rows"]:
         score = row["score"]
         if not (math.isfinite(score) and 0 <= score <= 1):
             raise EngineError(f"{case}: document {row['id'][:12]} has the score {score}; scores are from 0 to 1")
-        if row["id"] in documents:
-            raise EngineError(f"{case}: two documents are the same, {row['id'][:12]}: {row['text']!r}")
-        documents[row["id"]] = Document(row["id"], score, row["cluster"], row["text"], row["target"], row["answer"])
+        # Data sets repeat documents, MMLU does: each is kept, in the order of the task, and all of them are one group.
+        seen[row["id"]] += 1
+        name = row["id"] if seen[row["id"]] == 1 else f"{row['id']}-{seen[row['id']]}"
+        documents[name] = Document(name, score, row["cluster"], row["text"], row["target"], row["answer"])
     if not documents:
         raise EngineError(f"{case}: no document was scored")
     measures = {name: float(value) for name, value in done["measures"].items()}

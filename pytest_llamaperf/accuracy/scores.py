@@ -13,7 +13,7 @@ from pytest_llamaperf.measurements import Fingerprint
 class Document:
     """One document of a task, as it was answered.
 
-    id       hash of its content, by lm-eval
+    id       hash of its content, by lm-eval; with a number at the end where a data set repeats it
     score    0 to 1
     cluster  the template it was made from; documents of one are not independent. Its own id where it has none
     text, target, answer   the end of the prompt, what was wanted, what came; shortened, for people
