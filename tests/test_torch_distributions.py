@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from networks import PROMPTS, llama, reference, served, settings
+
+from pytest_llamaperf.children.torch_llama.rank import LARGE_STEP, LITTLE_PADDING, _rows_of_a_step
 
 TOP = 5
 VOCABULARY = 509  # three ranks share it unevenly
@@ -109,3 +113,20 @@ def test_more_tokens_than_there_are_is_refused(layout: str, answered: dict[str, 
     kind, message, *_ = answered[layout][5]["failed"]
 
     assert (kind, message) == ("ValueError", "510 of 509 tokens cannot be the most likely ones")
+
+
+@given(st.lists(st.integers(0, 600), min_size=1, max_size=80), st.integers(1, 4000))
+def test_a_step_takes_what_fits_and_ends_where_padding_would_cost(lengths: list[int], most: int) -> None:
+    lengths.sort(reverse=True)
+
+    rows = _rows_of_a_step(lengths, most)
+
+    assert 1 <= rows <= len(lengths)
+    assert rows == 1 or rows * lengths[0] <= max(most, 1)
+    if (
+        rows * lengths[0] > LARGE_STEP + lengths[0]
+    ):  # beyond what is large enough, no row is much shorter than the first
+        assert lengths[rows - 1] >= LITTLE_PADDING * lengths[0]
+    if rows < len(lengths) and (rows + 1) * max(1, lengths[0]) <= most:  # it ended before it was full, for a reason
+        assert rows * lengths[0] >= LARGE_STEP
+        assert lengths[rows] < LITTLE_PADDING * lengths[0]

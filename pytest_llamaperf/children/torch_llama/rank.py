@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import importlib.metadata
@@ -22,6 +23,9 @@ from .stages import JudgeStep, Stage
 from .weights import CheckpointWeights, RandomWeights, Weights, shape_of_config
 
 Report = Callable[[str, int, int], None]
+
+LARGE_STEP = 1024  # tokens, from which on products of more of them are hardly faster each
+LITTLE_PADDING = 0.9  # of the longest row, at least
 T = TypeVar("T")
 
 
@@ -182,8 +186,8 @@ class Rank:
             alike.setdefault(tuple(sequence[:-1]), []).append(number)
         contexts = sorted(alike, key=len, reverse=True)
         while contexts:
-            most = max(1, self.settings.most_prompt_tokens // max(1, len(contexts[0])))
-            batch, contexts = contexts[:most], contexts[most:]
+            size = _rows_of_a_step([len(context) for context in contexts], self.settings.most_prompt_tokens)
+            batch, contexts = contexts[:size], contexts[size:]
             yield _Questions(batch, [alike[context] for context in batch], sequences, sizes)
 
     def _check(self, sequences: Sequence[list[int]]) -> None:
@@ -201,6 +205,17 @@ class Rank:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_reserved(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _rows_of_a_step(lengths: Sequence[int], most_tokens: int) -> int:
+    """How many rows of these lengths, the longest first, go into one step: at least one, all padded to the first.
+
+    A step that is large enough ends where rows get much shorter: what pads them costs as much as tokens do.
+    """
+    width = max(1, lengths[0])
+    rows = max(1, min(len(lengths), most_tokens // width))
+    shorter = bisect.bisect_right(lengths[:rows], -LITTLE_PADDING * width, key=lambda length: -length)
+    return max(min(rows, -(-LARGE_STEP // width)), shorter)
 
 
 class _Questions:
