@@ -109,7 +109,7 @@ class Engine:
     def decode(self, sequences):
         return [bytes(sequence).decode() for sequence in sequences]
 
-    def generate(self, prompts, tokens, *, concurrency=None):
+    def generate(self, prompts, tokens, *, until=None, concurrency=None):
         self.tell("generate")
         return [[len(prompt)] * tokens for prompt in prompts]
 

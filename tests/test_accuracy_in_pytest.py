@@ -54,7 +54,7 @@ class Engine:
     def decode(self, sequences):
         return [TOKENIZER.decode(list(ids)) for ids in sequences]
 
-    def generate(self, prompts, tokens, *, concurrency=None):
+    def generate(self, prompts, tokens, *, until=None, concurrency=None):
         return [[len(prompt) % 100] * tokens for prompt in prompts]
 
     def score(self, sequences, *, tails=None, noise=0.0):

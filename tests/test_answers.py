@@ -67,7 +67,7 @@ class Listener:
         return [bytes(sequence).decode() for sequence in sequences]
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
+        self, prompts: Sequence[Sequence[int]], tokens: int, *, until=None, concurrency: int | None = None
     ) -> list[list[int]]:
         self.asked.append(("generate", [list(prompt) for prompt in prompts], concurrency))
         return [[len(prompt)] * tokens for prompt in prompts]
@@ -212,7 +212,7 @@ class Wavering(Listener):
     """Says another sixth token to every eighth request, which it holds for a little less likely."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
+        self, prompts: Sequence[Sequence[int]], tokens: int, *, until=None, concurrency: int | None = None
     ) -> list[list[int]]:
         common, other = list(b"answered"), list(b"answeXed")
         return [other if number % 8 == 7 else common for number in range(len(prompts))]

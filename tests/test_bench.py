@@ -80,7 +80,7 @@ class FakeEngine:
         return ["" for _ in sequences]
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
+        self, prompts: Sequence[Sequence[int]], tokens: int, *, until=None, concurrency: int | None = None
     ) -> list[list[int]]:
         self.room.happens(f"generate {self.name}")
         return [[prompt[0]] * tokens for prompt in prompts]

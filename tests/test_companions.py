@@ -301,7 +301,7 @@ class Reader:
         raise NotImplementedError
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
+        self, prompts: Sequence[Sequence[int]], tokens: int, *, until=None, concurrency: int | None = None
     ) -> list[list[int]]:
         raise NotImplementedError
 

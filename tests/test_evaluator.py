@@ -27,7 +27,7 @@ from pytest_llamaperf.accuracy.scores import Scores
 from pytest_llamaperf.cases import Case, Layout, Task, Workload
 from pytest_llamaperf.catalog import model_named, recipe_named
 from pytest_llamaperf.catalog.tasks import Evaluation, evaluations
-from pytest_llamaperf.engines import Run, Scored, Surroundings
+from pytest_llamaperf.engines import Run, Scored, Surroundings, Until
 from pytest_llamaperf.errors import EngineError, Unsupported, UsageError
 from pytest_llamaperf.hosting.failures import EngineFailure
 from pytest_llamaperf.hosting.phases import Deadlines
@@ -70,6 +70,7 @@ class Knowing:
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, ...]] = []
+        self.ends: Until | None = None
 
     def run(self, workload: Workload) -> Run:
         raise NotImplementedError
@@ -81,8 +82,9 @@ class Knowing:
         return [TOKENIZER[0].decode(list(ids)) for ids in sequences]
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
+        self, prompts: Sequence[Sequence[int]], tokens: int, *, until=None, concurrency: int | None = None
     ) -> list[list[int]]:
+        self.ends = until
         texts = ["yes. and more" if self.decode([prompt])[0].endswith("?") else "no. and more" for prompt in prompts]
         return [ids[:tokens] for ids in self.encode(texts)]
 
@@ -199,8 +201,10 @@ def test_a_document_that_a_data_set_repeats_is_kept_and_is_one_group(evaluator: 
 
 
 def test_answers_are_cut_where_the_task_says(evaluator: Evaluator, checkpoint: Path) -> None:
-    found = evaluator.scores(case_of(checkpoint, "words"), Knowing())
+    engine = Knowing()
+    found = evaluator.scores(case_of(checkpoint, "words"), engine)
 
+    assert engine.ends == Until(END, (".",))  # so that an engine may stop there
     assert [(document.answer, document.score) for document in found.documents.values()] == [("yes", 1.0), ("no", 0.0)]
     assert found.measures == {"exact_match": 0.5, "answer_tokens": 2.5}
 

@@ -61,7 +61,7 @@ class Answering:
         return [self.tokenizer.decode(list(ids)) for ids in sequences]
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
+        self, prompts: Sequence[Sequence[int]], tokens: int, *, until=None, concurrency: int | None = None
     ) -> list[list[int]]:
         texts = self.decode(prompts)
         self.asked += texts

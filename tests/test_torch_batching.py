@@ -58,9 +58,9 @@ class Watched(Stage):
 
     steps: list[PromptStep | DecodeStep]
 
-    def choose(self, step: PromptStep | DecodeStep) -> torch.Tensor | None:
+    def choose(self, step: PromptStep | DecodeStep, told: bool = False) -> torch.Tensor | None:
         self.steps = [*getattr(self, "steps", []), step]
-        return super().choose(step)
+        return super().choose(step, told)
 
 
 class EagerGraph(GraphedDecode):
@@ -93,12 +93,13 @@ def run(
     slots: int = SLOTS,
     most_tokens: int = 1000,
     concurrency: int | None = None,
+    stops: Sequence[tuple[int, ...]] = (),
 ) -> tuple[list[Request], list[PromptStep | DecodeStep]]:
     """(requests, steps) of prompts by number with the count of tokens wanted."""
     stage = Watched(network)
     stage.steps = []
     requests = [Request(list(PROMPTS[prompt]), wanted) for prompt, wanted in asked]
-    Batcher(stage, slots=slots, most_tokens=most_tokens).run(requests, concurrency)
+    Batcher(stage, slots=slots, most_tokens=most_tokens).run(requests, concurrency, stops)
     return requests, stage.steps
 
 
@@ -121,6 +122,31 @@ def test_every_request_gets_the_answer_it_would_get_alone(
     requests, _ = run(network, asked, slots=slots, most_tokens=most_tokens, concurrency=concurrency)
 
     assert [request.tokens for request in requests] == [answers[prompt][:wanted] for prompt, wanted in asked]
+
+
+@invariant
+@given(ASKED, st.data(), CONCURRENCY)
+def test_an_answer_ends_with_the_first_run_of_tokens_that_ends_it(
+    network: Network,
+    answers: list[list[int]],
+    asked: list[tuple[int, int]],
+    data: st.DataObject,
+    concurrency: int | None,
+) -> None:
+    # Runs that do come in some answer, and one that never does.
+    places = st.tuples(st.integers(0, len(PROMPTS) - 1), st.integers(0, LONGEST - 1), st.integers(1, 3))
+    runs = [tuple(answers[p][at : at + size]) for p, at, size in data.draw(st.lists(places, min_size=1, max_size=4))]
+    stops = [*runs, (1, 1, 1, 1)]
+
+    requests, _ = run(network, asked, slots=2, concurrency=concurrency, stops=stops)
+
+    for request, (prompt, wanted) in zip(requests, asked, strict=True):
+        ends = [
+            end
+            for end in range(1, wanted + 1)
+            if any(tuple(answers[prompt][:end][-len(stop) :]) == stop for stop in stops)
+        ]
+        assert request.tokens == answers[prompt][: min([*ends, wanted])]
 
 
 @invariant

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from networks import PROMPTS, llama, reference, served, settings
 
-from pytest_llamaperf.children.torch_llama.rank import LARGE_STEP, LITTLE_PADDING, _rows_of_a_step
+from pytest_llamaperf.children.torch_llama.rank import LARGE_STEP, LITTLE_PADDING, Rank, Settings, _rows_of_a_step
 
 TOP = 5
 VOCABULARY = 509  # three ranks share it unevenly
@@ -25,6 +26,11 @@ MANY = 180  # more than the rows of any of three ranks
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return llama(tmp_path_factory.mktemp("distributions") / "tied", tied=True, seed=2, vocabulary=VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def one(checkpoint: Path) -> Rank:
+    return Rank(Settings(**settings(checkpoint)), 0, Path("nowhere"), lambda text, done, total: None)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +97,18 @@ def test_more_tokens_than_a_rank_has_rows_of_are_found_on_the_others(
     values = expected[3].topk(MANY).values.tolist()
     assert one["token_logprobs"] == [pytest.approx(each, abs=1e-4) for each in values]
     assert all(len(set(tokens)) == MANY and min(tokens) >= 0 and max(tokens) < VOCABULARY for tokens in one["tokens"])
+
+
+@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12))
+def test_a_sequence_is_scored_the_same_whatever_shares_its_row(one: Rank, sequences: list[list[int]]) -> None:
+    """Of three tokens, so that many are the same, or begin alike, or are the beginning of others."""
+    together = one.score(sequences, 0.0)
+
+    for number, sequence in enumerate(sequences):
+        alone = one.score([sequence], 0.0)
+        assert together["logprobs"][number] == pytest.approx(alone["logprobs"][0], abs=1e-5)
+        assert together["likely"][number] == alone["likely"][0]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

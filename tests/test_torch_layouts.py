@@ -68,9 +68,15 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
 # Every layout against transformers.
 
 
+def ends_of(answers: list[list[int]]) -> list[list[int]]:
+    """Where some answers end early, each in another place, so that others take their slots."""
+    return [answers[0][:1], answers[2][1:3], answers[5][3:4]]
+
+
 @pytest.fixture(scope="module")
 def answered(networks: dict[str, tuple[Path, Any, list[list[int]]]]) -> dict[tuple[str, str], list[Any]]:
-    """(kind, layout) -> scores of PROMPTS with their answers, answers to all at once and to some three in flight, scores again."""
+    """(kind, layout) -> scores of PROMPTS with their answers, answers to all at once and to some three in flight, scores
+    again, and answers that end early."""
     jobs = []
     for kind, layout in LAYOUTS:
         path, _, answers = networks[kind]
@@ -81,6 +87,7 @@ def answered(networks: dict[str, tuple[Path, Any, list[list[int]]]]) -> dict[tup
             ("generate", {"prompts": PROMPTS, "tokens": TOKENS, "concurrency": None}),
             ("generate", {"prompts": PROMPTS[2:6], "tokens": TOKENS, "concurrency": 3}),
             ("score", {"sequences": sequences, "noise": 0.0}),
+            ("generate", {"prompts": PROMPTS, "tokens": TOKENS, "concurrency": None, "stops": ends_of(answers)}),
         ])  # fmt: skip
     return dict(zip(LAYOUTS, map(results, served(jobs)), strict=True))
 
@@ -109,17 +116,34 @@ def test_every_layout_answers_like_transformers(
     answered: dict[tuple[str, str], list[Any]],
 ) -> None:
     """Seven requests of prompts from 1 to 20 tokens, in two slots a stage, so that most of them wait."""
-    _, together, few, _ = answered[kind, layout]
+    _, together, few, _, _ = answered[kind, layout]
 
     assert together == networks[kind][2]
     assert few == networks[kind][2][2:6]
 
 
 @pytest.mark.parametrize(("kind", "layout"), LAYOUTS)
+def test_answers_end_early_on_every_rank_alike(
+    kind: str,
+    layout: str,
+    networks: dict[str, tuple[Path, Any, list[list[int]]]],
+    answered: dict[tuple[str, str], list[Any]],
+) -> None:
+    whole, found = networks[kind][2], answered[kind, layout][4]
+    stops = ends_of(whole)
+
+    for answer, early in zip(whole, found, strict=True):
+        assert early == answer[: len(early)]
+        ended = any(early[-len(stop) :] == stop for stop in stops)
+        assert ended or len(early) == TOKENS
+    assert [len(found[number]) for number in (0, 2, 5)] == [1, 3, 4]
+
+
+@pytest.mark.parametrize(("kind", "layout"), LAYOUTS)
 def test_what_was_served_before_changes_no_score(
     kind: str, layout: str, answered: dict[tuple[str, str], list[Any]]
 ) -> None:
-    before, _, _, after = answered[kind, layout]
+    before, _, _, after, _ = answered[kind, layout]
 
     assert after == before
 

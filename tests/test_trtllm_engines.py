@@ -24,7 +24,7 @@ from engine_sessions import tiny_checkpoint, wait_for
 from pytest_llamaperf import metrics
 from pytest_llamaperf.cases import Case, Layout
 from pytest_llamaperf.catalog import model_named, recipe_named, workload_named
-from pytest_llamaperf.engines import AnsweringEngine, Engine, EngineSpec, Surroundings, built_in_openers
+from pytest_llamaperf.engines import AnsweringEngine, Engine, EngineSpec, Surroundings, Until, built_in_openers
 from pytest_llamaperf.errors import EngineError, Unsupported
 from pytest_llamaperf.hosting.failures import EngineFailure
 from pytest_llamaperf.hosting.phases import Deadlines
@@ -206,6 +206,11 @@ def test_answers_are_those_of_the_torch_engine(opened: Opened, version: str) -> 
     assert ours.generate(prompts, 6) == reference.generate(prompts, 6)
     assert ours.generate(prompts, 6, concurrency=1) == ours.generate(prompts, 6)
     assert ours.decode(ours.encode(["two words"])) == ["two words"]
+    (whole,) = reference.generate(prompts[:1], 6)
+    for until in (Until(whole[2]), Until(0, (reference.decode([whole[2:3]])[0],))):
+        for engine in (reference, ours):  # what ends an answer may be part of it or not
+            (early,) = engine.generate(prompts[:1], 6, until=until)
+            assert early in (whole[:2], whole[:3])
     sequences = [[1, 2, 3, 4, 5], [200, 100, 50]]
     if version == "v1_0":
         with pytest.raises(Unsupported, match=r"log-likelihoods need TensorRT-LLM 1\.1 or newer, found 1\.0\.0"):

@@ -17,7 +17,7 @@ from pytest_llamaperf.answers import answering
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.catalog.tasks import Evaluation, evaluation_named
 from pytest_llamaperf.checkpoints import Checkpoint
-from pytest_llamaperf.engines import AnsweringEngine, Engine, EngineSpec, Surroundings
+from pytest_llamaperf.engines import AnsweringEngine, Engine, EngineSpec, Surroundings, Until
 from pytest_llamaperf.engines.hosted import checkpoint_for, fingerprint
 from pytest_llamaperf.errors import EngineError, UsageError, nearest
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
@@ -126,11 +126,12 @@ def _answered(engine: AnsweringEngine, asked: Mapping[str, Any], tell: Tell) -> 
             ):
                 replies.append([math.fsum(found.logprobs), list(found.likely) == sequence[-tail:]])
         return replies
-    prompts, tokens = asked["generate"]["prompts"], asked["generate"]["tokens"]
+    prompts, tokens, ends = (asked["generate"][name] for name in ("prompts", "tokens", "until"))
+    until = Until(ends["token"], tuple(ends["texts"]))
     answers: list[Any] = []
     for start in range(0, len(prompts), AT_ONCE):
         tell("answers", start, len(prompts))
-        answers += engine.generate(prompts[start : start + AT_ONCE], tokens)
+        answers += engine.generate(prompts[start : start + AT_ONCE], tokens, until=until)
     return answers
 
 

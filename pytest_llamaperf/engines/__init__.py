@@ -134,6 +134,17 @@ class Distributions:
     likeliest: tuple[Mapping[int, float], ...]
 
 
+@dataclass(frozen=True)
+class Until:
+    """Where an answer may end early: at the token that ends a text, or where one of `texts` stands.
+
+    It saves time and nothing else: an engine may miss the end, and what ends an answer may be part of it or not.
+    """
+
+    token: int
+    texts: tuple[str, ...] = ()
+
+
 @runtime_checkable
 class AnsweringEngine(Engine, Protocol):
     """An engine whose answers can be looked at.
@@ -148,9 +159,14 @@ class AnsweringEngine(Engine, Protocol):
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]: ...
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        *,
+        until: Until | None = None,
+        concurrency: int | None = None,
     ) -> list[list[int]]:
-        """The `tokens` most likely tokens after each prompt; at most `concurrency` prompts in flight."""
+        """The `tokens` most likely tokens after each prompt, or fewer with `until`; at most `concurrency` in flight."""
         ...
 
     def score(

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pytest_llamaperf.checkpoints import Checkpoint, CheckpointStore
-from pytest_llamaperf.engines import Distributions, EngineSpec, Scored, Surroundings
+from pytest_llamaperf.engines import Distributions, EngineSpec, Scored, Surroundings, Until
 from pytest_llamaperf.hosting.host import Host, Progress
 from pytest_llamaperf.hosting.phases import Deadlines, Phase
 from pytest_llamaperf.measurements import Fingerprint
@@ -84,9 +84,16 @@ class Hosted:
         return list(self._host.call("decode", {"sequences": _lists(sequences)}, Phase.RUN))
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        *,
+        until: Until | None = None,
+        concurrency: int | None = None,
     ) -> list[list[int]]:
-        arguments = {"prompts": _lists(prompts), "tokens": tokens, "concurrency": concurrency}
+        arguments: dict[str, Any] = {"prompts": _lists(prompts), "tokens": tokens, "concurrency": concurrency}
+        if until is not None:
+            arguments["until"] = {"token": until.token, "texts": list(until.texts)}
         return [list(ids) for ids in self._host.call("generate", arguments, Phase.RUN)]
 
     def close(self) -> None:

@@ -35,9 +35,9 @@ class SlowedDecode(MetaPathFinder):
 def slow_down(module: ModuleType, share: float) -> None:
     choose = module.Stage.choose
 
-    def slower(stage: Any, step: Any) -> Any:
+    def slower(stage: Any, step: Any, **how: Any) -> Any:
         began = time.perf_counter()
-        found = choose(stage, step)
+        found = choose(stage, step, **how)
         if isinstance(step, module.DecodeStep):
             until = time.perf_counter() + share * (time.perf_counter() - began)
             while time.perf_counter() < until:  # at work, as slower code is

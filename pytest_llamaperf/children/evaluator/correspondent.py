@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,30 +78,31 @@ class Correspondent(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         """Greedy texts up to the end of text, one of `until`, or max_gen_toks tokens."""
         self._instances = requests
         texts = [""] * len(requests)
-        alike: dict[int, list[int]] = defaultdict(list)
+        alike: dict[tuple[int, tuple[str, ...]], list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             wanted = request.args[1]
             if wanted.get("do_sample") or float(wanted.get("temperature") or 0.0) > 0.0:
                 raise ValueError(f"{request.task_name} draws its answers; only greedy ones can be compared")
-            alike[int(wanted.get("max_gen_toks", 256))].append(number)
-        for tokens, numbers in sorted(alike.items()):
+            alike[int(wanted.get("max_gen_toks", 256)), _marks(wanted)].append(number)
+        for (tokens, marks), numbers in sorted(alike.items()):
             prompts = [self.tok_encode(requests[number].args[0]) for number in numbers]
             for number, prompt in zip(numbers, prompts, strict=True):
                 self._check(number, len(prompt) + tokens)
-            replies = self._ask({"generate": {"prompts": prompts, "tokens": tokens}})
+            until = {"token": self._end, "texts": marks}
+            replies = self._ask({"generate": {"prompts": prompts, "tokens": tokens, "until": until}})
             for number, ids in zip(numbers, replies, strict=True):
                 request = requests[number]
-                texts[number], length = self._answer(ids, request.args[1].get("until") or [])
+                texts[number], length = self._answer(ids, marks)
                 self.lengths[request.task_name, request.doc_id] = length
         return texts
 
-    def _answer(self, ids: list[int], until: str | list[str]) -> tuple[str, int]:
+    def _answer(self, ids: list[int], marks: Sequence[str]) -> tuple[str, int]:
         """The text up to where it ends or a mark stands, and how many tokens it takes."""
         kept = ids[: ids.index(self._end)] if self._end in ids else ids
         whole: str = self._tokens.decode(kept, skip_special_tokens=True)
         text = whole
-        for mark in [until] if isinstance(until, str) else until:
-            text = text.split(mark)[0] if mark else text
+        for mark in marks:
+            text = text.split(mark)[0]
         return text, len(kept) if text == whole else len(self.tok_encode(text))
 
     def _check(self, number: int, tokens: int) -> None:
@@ -111,3 +112,9 @@ class Correspondent(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
                 f"document {about.doc_id} of {about.task_name} takes {tokens:,} tokens, and the engine holds "
                 f"{self._longest:,}; nothing is cut"
             )
+
+
+def _marks(wanted: Mapping[str, Any]) -> tuple[str, ...]:
+    """Texts before which an answer ends, as lm-eval has them in `until`: one, several or none."""
+    until = wanted.get("until") or ()
+    return tuple(mark for mark in ([until] if isinstance(until, str) else until) if mark)

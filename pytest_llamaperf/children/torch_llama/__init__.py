@@ -23,7 +23,7 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -49,6 +49,7 @@ class Ranks:
         self._ranks: list[tuple[ForkProcess, Connection]] = []
         self._folder: Path | None = None
         self._tokenizer: Any = None
+        self._vocabulary: list[str] | None = None
         self._checkpoint: Path | None = None
 
     def handle(self, command: str, arguments: Mapping[str, Any]) -> Any:
@@ -61,6 +62,9 @@ class Ranks:
             return [self._tokens().decode(ids, skip_special_tokens=True) for ids in arguments["sequences"]]
         if command not in ("run", "generate", "score", "distributions"):
             raise ValueError(f"unknown command {command!r}")
+        if "until" in arguments:
+            given = {name: value for name, value in arguments.items() if name != "until"}
+            return self._all(command, {**given, "stops": self._stops(**arguments["until"])})
         return self._all(command, arguments)
 
     def close(self) -> None:
@@ -138,6 +142,16 @@ class Ranks:
             _, *first = min(failures)
             raise _as_it_was(*first)
         return answer
+
+    def _stops(self, token: int, texts: Sequence[str]) -> list[list[int]]:
+        """Runs of tokens after which an answer has ended: `token`, a token that holds one of `texts`, or what a text is
+        made of where it stands alone. In other surroundings it may be made of others, which only takes longer."""
+        if self._vocabulary is None:
+            count = self._tokens().get_vocab_size()
+            self._vocabulary = self._tokens().decode_batch([[number] for number in range(count)])
+        holding = [number for number, told in enumerate(self._vocabulary) if any(text in told for text in texts)]
+        alone = [self._tokens().encode(text, add_special_tokens=False).ids for text in texts]
+        return [[token], *([number] for number in holding), *(ids for ids in alone if len(ids) > 1)]
 
     def _tokens(self) -> Any:
         if self._tokenizer is None:

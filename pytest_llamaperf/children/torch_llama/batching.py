@@ -1,14 +1,14 @@
 """In-flight batching: requests join the batch as others leave it, in one group of slots for each pipeline stage.
 
 While one stage works on a group, the next works on the group before it. Every rank plays the same schedule: it depends
-on how many tokens requests ask for, never on which tokens come out.
+on how many tokens requests ask for, and on which come out only where they may end an answer; then every rank is told them.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -100,6 +100,20 @@ class _Group:
         return DecodeStep(tokens, torch.tensor(positions), self.start, max(positions) + 1), slots
 
 
+class _Ends:
+    """Runs of tokens that end an answer, and are its last ones."""
+
+    def __init__(self, stops: Collection[tuple[int, ...]]) -> None:
+        self._stops = frozenset(stops)
+        self._lengths = sorted({len(stop) for stop in stops})
+
+    def __bool__(self) -> bool:
+        return bool(self._stops)
+
+    def end(self, tokens: list[int]) -> bool:
+        return any(tuple(tokens[-length:]) in self._stops for length in self._lengths)
+
+
 class Batcher:
     """`slots` requests in flight for each of the pipeline's groups; an iteration takes at most `most_tokens` of prompts."""
 
@@ -109,8 +123,10 @@ class Batcher:
         self._slots, self._most_tokens = slots, most_tokens
 
     @torch.inference_mode()
-    def run(self, requests: Sequence[Request], concurrency: int | None = None) -> None:
-        """Answer all requests with the most likely tokens, exactly as many as each wants.
+    def run(
+        self, requests: Sequence[Request], concurrency: int | None = None, stops: Collection[tuple[int, ...]] = ()
+    ) -> None:
+        """Answer all requests with the most likely tokens: as many as each wants, or up to the first of `stops`.
 
         `concurrency` is how many are in flight at most; None: all are submitted at once. Raises ValueError for a
         request that no slot can hold, or of nothing.
@@ -125,26 +141,27 @@ class Batcher:
                     "the engine was opened for"
                 )
         queue = _Queue(requests, concurrency)
+        ends = _Ends(stops)
         groups = [_Group(number * self._slots, self._slots) for number in range(self._groups)]
         # Few requests in flight are spread over the groups, or one stage would wait for the other.
         share = -(-min(len(requests), concurrency or len(requests)) // self._groups)
         while queue or any(group.places for group in groups):
             for group in groups:
-                self._collect(group, queue)
+                self._collect(group, queue, ends)
                 room = min(share, self._slots) - len(group.places)
                 joining = queue.take(room, self._most_tokens) if room > 0 else []
                 if joining or group.places:
                     step, slots = group.joining(joining) if joining else group.going_on()
-                    group.under_way = (step, slots, self._stage.choose(step))
+                    group.under_way = (step, slots, self._stage.choose(step, told=bool(stops)))
         self._stage.settle()
 
-    def _collect(self, group: _Group, queue: _Queue) -> None:
+    def _collect(self, group: _Group, queue: _Queue, ends: _Ends) -> None:
         """What the group's last step chose: one token for every request in it."""
         if group.under_way is None:
             return
         step, slots, early = group.under_way
         group.under_way = None
-        chosen = self._stage.chosen(step, early)
+        chosen = self._stage.chosen(step, early, told=bool(ends))
         now = time.perf_counter()
         tokens = chosen.tolist() if chosen is not None else [0] * len(slots)
         finished = 0
@@ -159,7 +176,7 @@ class Batcher:
             request.last_token = now
             if len(request.tokens) == 1:
                 request.first_token = now
-            if not place.left:
+            if not place.left or ends.end(request.tokens):
                 del group.places[slot]
                 finished += 1
         queue.release(finished, now)

@@ -119,11 +119,13 @@ class Rank:
         return {"traces": traces, "peak_memory": self._peak_memory()}
 
     @_not_timed
-    def generate(self, prompts: Sequence[list[int]], tokens: int, concurrency: int | None) -> list[list[int]]:
-        """The `tokens` most likely tokens after each prompt."""
+    def generate(
+        self, prompts: Sequence[list[int]], tokens: int, concurrency: int | None, stops: Sequence[list[int]] = ()
+    ) -> list[list[int]]:
+        """The `tokens` most likely tokens after each prompt, or fewer: up to the first of `stops`, and with it."""
         self._check(prompts)
         requests = [Request(list(prompt), tokens) for prompt in prompts]
-        self._batcher.run(requests, concurrency)
+        self._batcher.run(requests, concurrency, {tuple(stop) for stop in stops})
         return [request.tokens for request in requests]
 
     @_not_timed
@@ -179,16 +181,21 @@ class Rank:
     def _questions(self, sequences: Sequence[list[int]], sizes: Sequence[int]) -> Iterator[_Questions]:
         """About the last `sizes` tokens of each sequence, as many as fit into one step at a time, the longest first.
 
-        Sequences that differ in their last token alone share a row: choices of one word after one context.
+        What comes later in a row changes nothing before it, so a sequence needs no row of its own where another begins
+        with all but its last token: choices of one word after one context share a row, and go along with a longer one.
         """
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for number, sequence in enumerate(sequences):
-            alike.setdefault(tuple(sequence[:-1]), []).append(number)
-        contexts = sorted(alike, key=len, reverse=True)
+        askers: dict[tuple[int, ...], list[int]] = {}
+        row: tuple[int, ...] = ()
+        # In the order of a dictionary, what begins with a context comes right after it: here, from the end, before it.
+        for context, number in sorted(((tuple(s[:-1]), n) for n, s in enumerate(sequences)), reverse=True):
+            if row[: len(context)] != context or row not in askers:
+                row = context
+            askers.setdefault(row, []).append(number)
+        contexts = sorted(askers, key=len, reverse=True)
         while contexts:
             size = _rows_of_a_step([len(context) for context in contexts], self.settings.most_prompt_tokens)
             batch, contexts = contexts[:size], contexts[size:]
-            yield _Questions(batch, [alike[context] for context in batch], sequences, sizes)
+            yield _Questions(batch, [askers[context] for context in batch], sequences, sizes)
 
     def _check(self, sequences: Sequence[list[int]]) -> None:
         """Refuse what would be cut or would read beyond the vocabulary. Raises ValueError."""
@@ -235,10 +242,10 @@ class _Questions:
         targets: list[int] = []
         for row, (context, numbers) in enumerate(zip(contexts, askers, strict=True)):
             self._tokens[row, : len(context)] = torch.tensor(context, dtype=torch.long)
-            end = row * width + len(context)
             for number in numbers:
+                end = row * width + len(sequences[number]) - 1
                 at += range(end - sizes[number], end)
-                targets += sequences[number][len(context) + 1 - sizes[number] :]
+                targets += sequences[number][len(sequences[number]) - sizes[number] :]
         self._at, self._targets = torch.tensor(at, dtype=torch.long), torch.tensor(targets, dtype=torch.long)
 
     def step(self, noise: float) -> JudgeStep:

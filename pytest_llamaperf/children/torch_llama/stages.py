@@ -66,14 +66,18 @@ class Stage:
         cut = network.cut
         self._before, self._after = [((cut.pp_rank + step) * cut.tp + cut.tp_rank) for step in (-1, 1)]
         self._first, self._last = cut.tp_rank, (cut.pp - 1) * cut.tp + cut.tp_rank
+        self._others = range(self._first, self._last, cut.tp)  # the stages before the last one
         self._sent: deque[tuple[dist.Work, torch.Tensor]] = deque()
 
     @property
     def starts(self) -> bool:
         return self.network.cut.first
 
-    def choose(self, step: PromptStep | DecodeStep) -> torch.Tensor | None:
-        """Do this rank's part of a step. The chosen tokens [B] if this rank knows them already; see `chosen`."""
+    def choose(self, step: PromptStep | DecodeStep, told: bool = False) -> torch.Tensor | None:
+        """Do this rank's part of a step. The chosen tokens [B] if this rank knows them already; see `chosen`.
+
+        They are sent to the first stage, which goes on from them, and to every stage that is to be `told`.
+        """
         network = self.network
         x = self._entering(step.tokens if isinstance(step, PromptStep) else step.tokens[:, None])
         if isinstance(step, PromptStep):
@@ -84,14 +88,16 @@ class Stage:
             self._send(x, self._after, self._forward)
             return None
         at = step.lengths - 1 if isinstance(step, PromptStep) else torch.zeros_like(step.positions)
-        tokens = network.chosen(x[torch.arange(len(at), device=x.device), at])
-        if not network.cut.first:
-            self._send(tokens.cpu(), self._first, self._back)
-        return tokens.cpu()
+        tokens = network.chosen(x[torch.arange(len(at), device=x.device), at]).cpu()
+        for rank in self._others[: len(self._others) if told else 1]:
+            self._send(tokens, rank, self._back)
+        return tokens
 
-    def chosen(self, step: PromptStep | DecodeStep, tokens: torch.Tensor | None) -> torch.Tensor | None:
-        """The tokens of a step made before: on the first stage, waiting for them; elsewhere None, which need none."""
-        if not self.starts:
+    def chosen(
+        self, step: PromptStep | DecodeStep, tokens: torch.Tensor | None, told: bool = False
+    ) -> torch.Tensor | None:
+        """The tokens of a step made before, waiting for them: on the first stage, and where told; elsewhere None."""
+        if not (self.starts or told):
             return None
         return tokens if tokens is not None else self._received(self._last, len(step.tokens), self._back)
 

@@ -57,13 +57,20 @@ class Serving:
         requests = [(each["input_ids"], self._parameters(each["output_tokens"])) for each in wanted]
         return self._loop.run_until_complete(timed(self._llm, requests, concurrency, arrivals, self._report))
 
-    def generate(self, prompts: Sequence[Sequence[int]], tokens: int, concurrency: int | None) -> list[list[int]]:
-        """The `tokens` most likely tokens after each prompt."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        concurrency: int | None,
+        until: Mapping[str, Any] | None = None,
+    ) -> list[list[int]]:
+        """The `tokens` most likely tokens after each prompt, or up to the token or one of the texts of `until`."""
+        early = {} if until is None else {"ignore_eos": False, "end_id": until["token"], "stop": until["texts"] or None}
         answers: list[list[int]] = []
         step = concurrency or len(prompts)
         for start in range(0, len(prompts), step):
-            for output in self._answered(prompts[start : start + step], self._parameters(tokens)):
-                check_complete(len(answers), output.outputs[0], tokens)
+            for output in self._answered(prompts[start : start + step], self._parameters(tokens, **early)):
+                check_complete(len(answers), output.outputs[0], tokens, may_end=until is not None)
                 answers.append(list(output.outputs[0].token_ids))
         return answers
 
@@ -104,8 +111,9 @@ class Serving:
         return list(self._llm.generate(given, parameters, use_tqdm=False))
 
     def _parameters(self, tokens: int, **more: Any) -> Any:
-        """Greedy, and exactly `tokens` long."""
-        return self._sampling(max_tokens=tokens, ignore_eos=True, temperature=0.0, detokenize=False, **more)
+        """Greedy, and exactly `tokens` long, unless `more` says where to end."""
+        given = {"max_tokens": tokens, "ignore_eos": True, "temperature": 0.0, "detokenize": False, **more}
+        return self._sampling(**given)
 
     def _tokens(self) -> Any:
         """The checkpoint's own tokenizer, without the special tokens that wrappers add."""

@@ -11,7 +11,7 @@ from typing import Any
 from packaging.version import Version
 
 from pytest_llamaperf.cases import Workload
-from pytest_llamaperf.engines import Distributions, EngineSpec, Run, Scored, Surroundings
+from pytest_llamaperf.engines import Distributions, EngineSpec, Run, Scored, Surroundings, Until
 from pytest_llamaperf.engines.hosted import Hosted, fingerprint, started
 from pytest_llamaperf.engines.trtllm import command, inputs, reproducing
 from pytest_llamaperf.engines.trtllm.arguments import Arguments, flat, said, wanted
@@ -93,10 +93,15 @@ class ServingEngine(Hosted):
         )
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], tokens: int, *, concurrency: int | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        *,
+        until: Until | None = None,
+        concurrency: int | None = None,
     ) -> list[list[int]]:
         self._refuse_long(prompts, tokens)
-        return super().generate(prompts, tokens, concurrency=concurrency)
+        return super().generate(prompts, tokens, until=until, concurrency=concurrency)
 
     def score(
         self, sequences: Sequence[Sequence[int]], *, tails: Sequence[int] | None = None, noise: float = 0.0
