@@ -11,8 +11,8 @@ from pytest_llamaperf.accuracy.references import read_reference, reference_file,
 from pytest_llamaperf.accuracy.scores import Scores
 from pytest_llamaperf.answers import ANSWERS, REPEATS, Answers, Repeats, answers_of, repeats_of
 from pytest_llamaperf.baselines import BaselineBook, can_be_promised, read_baselines, yaml_to_add
-from pytest_llamaperf.bench import Bench
-from pytest_llamaperf.cases import CPU, Case
+from pytest_llamaperf.bench import Bench, Steady
+from pytest_llamaperf.cases import CPU, Case, Runtime
 from pytest_llamaperf.catalog.tasks import evaluations
 from pytest_llamaperf.engines import PREDICTED, Engine, EngineSpec, Opener, Surroundings, is_built_in, readiness
 from pytest_llamaperf.engines.trtllm.nodes import found_nodes
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from pytest_llamaperf.accuracy.evaluating import Evaluator
     from pytest_llamaperf.accuracy.judging import Judgement
     from pytest_llamaperf.against import Against, Rivalry
+    from pytest_llamaperf.journal import Journal
+    from pytest_llamaperf.sentinel import Sentinel
 
 T = TypeVar("T")
 
@@ -89,7 +91,7 @@ class Acceptance:
         """Where this run's cases are measured."""
         return self._bench(self.settings.restarts or (3 if self.gpu == CPU else 2))
 
-    def _bench(self, restarts: int) -> Bench:
+    def _bench(self, restarts: int, steady: Steady = lambda: None) -> Bench:
         on_cpu = self.gpu == CPU
         sampling = Sampling(
             restarts,
@@ -97,7 +99,14 @@ class Acceptance:
             watch_cpu=on_cpu,
             watch_gpus=None if on_cpu or not self.measures else self.gpu,
         )
-        return Bench(self.open, sampling, together=on_cpu, ask=self._ask, on_progress=self.surroundings.on_progress)
+        return Bench(
+            self.open,
+            sampling,
+            together=on_cpu,
+            ask=self._ask,
+            on_progress=self.surroundings.on_progress,
+            steady=steady,
+        )
 
     @functools.cached_property
     def against(self) -> Against | None:
@@ -114,11 +123,27 @@ class Acceptance:
             side_by_side=self.gpu == CPU,
             allowed=self.settings.allowed,
             tell=lambda text: self.surroundings.on_progress(text, 0, None),
+            journal=self._journal(runtime),
         )
+
+    def _journal(self, runtime: Runtime) -> Journal | None:
+        """Raises UsageError for one of another comparison, or one that would be lost."""
+        if self.settings.results is None:
+            return None
+        from pytest_llamaperf.journal import Journal
+
+        about = {
+            "gpu": self.gpu,
+            "engine": self.engine_kind,
+            "against": f"{runtime}: {runtime.python}",
+            "environment": dict(runtime.environment),
+            "rounds": self.settings.rounds,
+        }
+        return Journal(self.settings.results / "against.jsonl", about, resume=self.settings.resume)
 
     def _alternately(self, cases: Sequence[Case], restarts: int) -> Mapping[Case, Measurement | LlamaperfError]:
         """Each case and its like under the other build in one group, in that order."""
-        bench = self._bench(restarts)
+        bench = self._bench(restarts, self._sentinel.check)
         groups: dict[Case, list[Case]] = {}
         for case in cases:
             groups.setdefault(case.under(None), []).append(case)
@@ -131,6 +156,13 @@ class Acceptance:
             except LlamaperfError as problem:
                 found[case] = problem
         return found
+
+    @functools.cached_property
+    def _sentinel(self) -> Sentinel:
+        """Builds are compared on a machine that stays what it was."""
+        from pytest_llamaperf.sentinel import Sentinel
+
+        return Sentinel.of(self.gpu, self.surroundings)
 
     def _ask(self, case: Case, engine: Engine) -> Answers | Repeats | Look | Scores:
         """The fixed questions, one of them many times, the fixed text, or what an accuracy task asks."""
@@ -173,6 +205,8 @@ class Acceptance:
             raise UsageError("--record with --engine predicted: a prediction never becomes a promise")
         if self.settings.against:
             self._check_against()
+        if self.settings.resume and not (self.settings.against and self.settings.results):
+            raise UsageError("--resume goes on with what --against kept in --results; it needs both")
         if self.settings.rounds and self.engine_kind == "trtllm-bench":
             raise UsageError("--rounds with --engine trtllm-bench: every run of it is a restart; use --restarts")
         if self.settings.gpu != AUTO:

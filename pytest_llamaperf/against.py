@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import geometric_mean
@@ -22,7 +22,9 @@ from pytest_llamaperf.detection.rule import Rule
 from pytest_llamaperf.detection.screening import screen
 from pytest_llamaperf.engines import EngineSpec
 from pytest_llamaperf.errors import EngineError, LlamaperfError, UsageError
-from pytest_llamaperf.measurements import Measurement, Source
+from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
+from pytest_llamaperf.journal import Journal, Measure, Measured
+from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
 from pytest_llamaperf.measuring import workload_of
 from pytest_llamaperf.metrics import (
     OUTPUT_THROUGHPUT,
@@ -45,20 +47,23 @@ FRESH = Rule(capped=1.0)
 # What is compared of every case that gives it: each once, for throughput per GPU loses what throughput loses.
 COMPARED = (OUTPUT_THROUGHPUT, TTFT_MEDIAN, TTFT_P99, TPOT_MEDIAN, TPOT_P99, REQUEST_LATENCY_MEDIAN, PEAK_MEMORY)
 
-Measured = Mapping[Case, Measurement | LlamaperfError]
-# Measures cases, of both builds in the order given and in turn, in so many fresh restarts of each.
-Alternately = Callable[[Sequence[Case], int], Measured]
+# How often a restart is tried on a machine that was not fit to measure on.
+TRIES = 3
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of a session: `failed` are cases that could not be measured, or not alike, on both sides."""
+    """What came of a session: `failed` are cases that could not be measured, or not alike, on both sides.
+
+    `unstable` are engines whose suspects could not be confirmed because the machine was not fit to measure on.
+    """
 
     decision: Decision | None
     verdicts: Mapping[tuple[str, str], CellVerdict] = field(default_factory=dict)
     measured: Mapping[Case, Measurement] = field(default_factory=dict)
     others: Mapping[Case, Measurement] = field(default_factory=dict)
     failed: Mapping[Case, LlamaperfError] = field(default_factory=dict)
+    unstable: Mapping[str, LlamaperfError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,25 +139,29 @@ _ADVICE = {
 class Against:
     """Cases under this build and under `runtime`.
 
-    `allowed` are settings in which the two may differ, by name. `side_by_side`: restarts of one number are open together and
+    `measure` measures cases of both builds in the order given and in turn; with a `journal`, what it kept is not measured
+    again. `allowed` are settings in which the two may differ, by name. `side_by_side`: restarts of one number are open together and
     take turns round by round, so what disturbs one disturbs both.
     """
 
     def __init__(
         self,
         runtime: Runtime,
-        measure: Alternately,
+        measure: Measure,
         *,
         restarts: int,
         side_by_side: bool,
         allowed: Sequence[str] = (),
         rule: Rule = FRESH,
         tell: Callable[[str], None] = lambda text: None,
+        journal: Journal | None = None,
     ) -> None:
         self.runtime = runtime
-        self._measure, self._restarts, self._allowed, self._rule, self._tell = measure, restarts, allowed, rule, tell
-        self._side_by_side = side_by_side
+        self._measure = measure if journal is None else journal.through(measure)
+        self._restarts, self._allowed, self._rule, self._tell = restarts, allowed, rule, tell
+        self._side_by_side, self._journal = side_by_side, journal
         self._cases: dict[Case, None] = {}
+        self._opened_as: dict[Case, Fingerprint] = {}
 
     def expect(self, cases: Sequence[Case]) -> None:
         """Raises UsageError for a case that cannot be measured."""
@@ -183,6 +192,9 @@ class Against:
             raise UsageError(
                 f"{case}: --against compares {known}; {metric} is none of them, or this case does not give it"
             )
+        problem = self.comparison.unstable.get(_engine(case))
+        if problem is not None and found.outcome is Outcome.INCONCLUSIVE:
+            raise problem
         return Rivalry(found, ours, self.comparison.others[case], metric)
 
     @property
@@ -194,12 +206,18 @@ class Against:
         if decision is None:
             return f"against {self.runtime}: nothing could be compared"
         told = f"against {self.runtime}: {decision.reason}; {counted(decision.restarts, 'restart')} on top of the first ones"
+        if self._journal and self._journal.answered:
+            told += f"; {counted(self._journal.answered, 'step')} kept from before"
+        if self._journal and self._journal.problem:
+            told += f"; {self._journal.problem}"
         return f"{told}; {decision.stale}" if decision.stale else told
 
     @cached_property
     def comparison(self) -> Comparison:
         """Everything is measured when it is first asked for."""
-        found = self._measure([each for case in self._cases for each in self._both(case)], self._restarts)
+        found: dict[Case, Measurement | LlamaperfError] = {}
+        for cases in _by_engine(self._cases).values():
+            found |= self._measure([each for case in cases for each in self._both(case)], self._restarts)
         measured: dict[Case, Measurement] = {}
         others: dict[Case, Measurement] = {}
         failed: dict[Case, LlamaperfError] = {}
@@ -213,21 +231,30 @@ class Against:
                 failed[case] = problem
             else:
                 measured[case], others[case] = ours, theirs
+                self._opened_as |= {each.case: each.fingerprint for each in (ours, theirs)}
         if not measured:
+            self._finish()
             return Comparison(None, failed=failed)
         before, after = _readings(others), _readings(measured)
         if self._side_by_side:
             before, after = _without_what_is_shared(before, after)
         screening = screen(before, after, rule=self._rule, against=str(self.runtime))
-        confirmation = self._confirmed(Confirmation(screening), tuple(measured))
+        confirmation, unstable = self._confirmed(Confirmation(screening), tuple(measured))
         decision = decide(confirmation)
-        verdicts = {(found.cell.case, found.cell.metric.name): found for found in decision.verdicts}
-        return Comparison(decision, verdicts, measured, others, failed)
+        self._finish()
+        verdicts = {(verdict.cell.case, verdict.cell.metric.name): verdict for verdict in decision.verdicts}
+        return Comparison(decision, verdicts, measured, others, failed, unstable)
 
-    def _confirmed(self, confirmation: Confirmation, cases: Sequence[Case]) -> Confirmation:
-        engines: dict[str, list[Case]] = defaultdict(list)
-        for case in cases:
-            engines[_engine(case)].append(case)
+    def _finish(self) -> None:
+        if self._journal:
+            self._journal.finish()
+
+    def _confirmed(
+        self, confirmation: Confirmation, cases: Sequence[Case]
+    ) -> tuple[Confirmation, dict[str, LlamaperfError]]:
+        """With the engines for which the machine was not fit."""
+        engines = _by_engine(cases)
+        unstable: dict[str, LlamaperfError] = {}
         while orders := confirmation.orders:
             for order in orders:
                 self._tell(f"confirming {order.engine}")
@@ -236,19 +263,26 @@ class Against:
                         made = self._restart(engines[order.engine], sides)
                         confirmation = confirmation.with_restarts(*made)
                     except LlamaperfError as problem:
+                        if _not_fit(problem):
+                            unstable[order.engine] = problem
                         confirmation = confirmation.without(order.engine, f"a fresh restart failed: {problem}")
                         break
-        return confirmation
+        return confirmation, unstable
 
     def _restart(self, cases: Sequence[Case], sides: Sequence[Side]) -> list[Restart]:
         """One fresh restart of each side, in that order. Raises EngineError when one of them fails."""
         by_side = {
             side: [case.under(self.runtime if side is Side.BASELINE else None) for case in cases] for side in sides
         }
-        found = self._measure([case for side in sides for case in by_side[side]], 1)
-        for problem in found.values():
-            if isinstance(problem, LlamaperfError):
-                raise problem
+        wanted = [case for side in sides for case in by_side[side]]
+        for last in (*[False] * (TRIES - 1), True):
+            found = self._measure(wanted, 1)
+            problems = [problem for problem in found.values() if isinstance(problem, LlamaperfError)]
+            if last or not any(map(_not_fit, problems)):
+                break
+        for problem in problems:
+            raise problem
+        self._refuse_other(found)
         return [
             Restart(
                 _engine(cases[0]),
@@ -263,6 +297,15 @@ class Against:
             for side in sides
         ]
 
+    def _refuse_other(self, found: Measured) -> None:
+        """Raises EngineError where a fresh restart is of something else than the first ones were."""
+        for case, made in found.items():
+            if isinstance(made, Measurement) and made.fingerprint != self._opened_as[case]:
+                raise EngineError(
+                    f"{case}: versions or settings are not those of its first restarts: {made.fingerprint.to_dict()} "
+                    f"instead of {self._opened_as[case].to_dict()}"
+                )
+
     def _both(self, case: Case) -> tuple[Case, Case]:
         """The other build goes first, as in every first pair."""
         return case.under(self.runtime), case
@@ -270,6 +313,17 @@ class Against:
 
 def _engine(case: Case) -> str:
     return str(EngineSpec.of(case.under(None)))
+
+
+def _by_engine(cases: Iterable[Case]) -> dict[str, list[Case]]:
+    engines: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        engines[_engine(case)].append(case)
+    return engines
+
+
+def _not_fit(problem: LlamaperfError) -> bool:
+    return isinstance(problem, EngineFailure) and problem.kind is FailureKind.UNSTABLE
 
 
 def _cells(case: Case, measurement: Measurement) -> dict[Cell, tuple[float, ...]]:

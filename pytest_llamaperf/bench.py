@@ -31,6 +31,9 @@ T = TypeVar("T")
 # What an open engine says to the questions of a case; raises EngineError.
 Ask = Callable[[Case, Engine], object]
 
+# Whether the machine is what it was; raises EngineFailure where it is not.
+Steady = Callable[[], None]
+
 # What is under way, how much of it is done, and how much there is in all.
 OnProgress = Callable[[str, int, int | None], None]
 
@@ -63,7 +66,10 @@ class _Job:
 
 
 class Bench:
-    """Measures and asks, once in a session for each case. `together`: whether a group's engines may be open at once."""
+    """Measures and asks, once in a session for each case.
+
+    `together`: whether a group's engines may be open at once; `steady` is called before and after every restart.
+    """
 
     def __init__(
         self,
@@ -73,8 +79,10 @@ class Bench:
         together: bool,
         ask: Ask = answers_of,
         on_progress: OnProgress | None = None,
+        steady: Steady = lambda: None,
     ) -> None:
         self._opener, self._sampling, self._together, self._ask_engine = opener, sampling, together, ask
+        self._steady = steady
         self._on_progress = on_progress or (lambda text, done, total: None)
         self._groups: dict[EngineSpec, dict[EngineSpec, _Job]] = {}
         self._measured: dict[Case, Measurement | LlamaperfError] = {}
@@ -146,6 +154,16 @@ class Bench:
         return [taking_turns, *alone] if taking_turns else alone
 
     def _restart(self, jobs: Sequence[_Job], restart: int) -> None:
+        """On a machine that is not what it was, before or after, nothing was measured."""
+        try:
+            self._steady()
+            self._restarted(jobs, restart)
+            self._steady()
+        except EngineFailure as failure:
+            for job in jobs:
+                job.fail_all(failure)
+
+    def _restarted(self, jobs: Sequence[_Job], restart: int) -> None:
         with contextlib.ExitStack() as closing:
             opened = [closing.enter_context(_Opened(job, self._opener)) for job in jobs]
             for engine in opened:

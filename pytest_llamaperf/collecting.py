@@ -94,6 +94,10 @@ def expect(config: pytest.Config, items: Sequence[pytest.Item], acceptance: Acce
     # pytest calls this also after a collection that was refused.
     if only_looks(config) or not acceptance.measures or not config.stash.get(_ACCEPTED, False):
         return
+    try:
+        against = acceptance.against
+    except UsageError as problem:
+        raise pytest.UsageError(str(problem)) from None
     for item in items:
         case = case_of(item)
         if case is None or item.get_closest_marker("skip"):
@@ -109,8 +113,8 @@ def expect(config: pytest.Config, items: Sequence[pytest.Item], acceptance: Acce
             cases = [case, *others]
             asks = any(name in names for name in ("answers", "repeats", "look", "evaluate"))
             measured = cases if "measure" in names else []
-            if acceptance.against:
-                acceptance.against.expect(measured)
+            if against:
+                against.expect(measured)
                 measured = []
             if measured or asks:
                 acceptance.bench.expect(measured=measured, answered=cases if asks else ())

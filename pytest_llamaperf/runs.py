@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import UNPRINTABLE
 from pytest_llamaperf.gates import Decision
-from pytest_llamaperf.records import TestRecord
+from pytest_llamaperf.records import Result, TestRecord
+from pytest_llamaperf.wording import shown_path
 
 # 1: run, results, tests, decision.
 SCHEMA = 1
@@ -33,6 +35,19 @@ class RunHeader:
     versions: Mapping[str, str] = field(default_factory=dict)
     fingerprint: Mapping[str, object] = field(default_factory=dict)
     finished: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it was kept. `decision` is None of one that was cut off before its end, of which some tests are known."""
+
+    header: RunHeader
+    tests: tuple[TestRecord, ...]
+    decision: Decision | None = None
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        return tuple(result for test in self.tests for result in test.results)
 
 
 class RunLog:
@@ -68,6 +83,72 @@ def run_document(header: RunHeader, tests: Sequence[TestRecord], decision: Decis
         "tests": [test.to_dict(with_results=False) for test in tests],
         "decision": {"releasable": decision.releasable, "reasons": list(decision.reasons)},
     }
+
+
+def read_run(path: Path) -> Run:
+    """From a folder of results, a run.json, or the run.jsonl of a run that was cut off.
+
+    Raises UsageError for what is not there, of another schema, or damaged, and says where.
+    """
+    found = path
+    if path.is_dir():
+        found = next((path / name for name in ("run.json", "run.jsonl") if (path / name).is_file()), path / "run.json")
+    where = shown_path(found)
+    try:
+        text = found.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        told = problem.strerror if isinstance(problem, OSError) else "it is no text"
+        raise UsageError(f"{where}: cannot be read: {told}; name a folder that --results wrote") from None
+    try:
+        return _cut_off(where, text) if found.suffix == ".jsonl" else _finished(_parsed(where, text))
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise UsageError(f"{where}: is no run as this version writes it: {type(problem).__name__}: {problem}") from None
+
+
+def _finished(document: Mapping[str, Any]) -> Run:
+    results: dict[str, list[Result]] = {}
+    for each in document["results"]:
+        results.setdefault(each["nodeid"], []).append(Result.from_dict(each))
+    tests = tuple(
+        TestRecord(**{**each, "results": tuple(results.pop(each["nodeid"], ()))}) for each in document["tests"]
+    )
+    if results:
+        raise ValueError(f"there are results of {next(iter(results))}, and no such test")
+    decision = Decision(tuple(document["decision"]["reasons"]))
+    if decision.releasable != document["decision"]["releasable"]:
+        raise ValueError("its decision contradicts its reasons")
+    return Run(RunHeader(**document["run"]), tests, decision)
+
+
+def _cut_off(where: str, text: str) -> Run:
+    """The last line may not have been written whole."""
+    first, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
+    header = RunHeader(**_parsed(where, first)["run"])
+    tests = []
+    for number, line in enumerate(lines, 2):
+        each = _json(f"{where}:{number}", line)["test"]
+        tests.append(TestRecord(**{**each, "results": tuple(map(Result.from_dict, each["results"]))}))
+    return Run(header, tuple(tests))
+
+
+def _parsed(where: str, text: str) -> Mapping[str, Any]:
+    document = _json(where, text)
+    schema = document.get("schema")
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        hint = "a newer version of pytest-llamaperf wrote it: read it with that one" if newer else "it is no run"
+        raise UsageError(f"{where}: has schema {schema!r}, this version reads {SCHEMA}; {hint}")
+    return document
+
+
+def _json(where: str, text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as problem:
+        raise UsageError(f"{where}: is no JSON (line {problem.lineno}: {problem.msg}); was it cut off?") from None
+    if not isinstance(document, dict):
+        raise UsageError(f"{where}: is no run")
+    return document
 
 
 def to_json(value: Mapping[str, Any], *, indent: int | None = None) -> str:

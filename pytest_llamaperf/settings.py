@@ -22,7 +22,8 @@ class Settings:
     """What was asked for on the command line; `results` is None where no files are wanted.
 
     `restarts` and `rounds` are None where the hardware decides; `deadlines` come from the ini file, for they belong to a project.
-    `against` is the build to compare with, and `allowed` are settings in which it may differ.
+    `against` is the build to compare with, and `allowed` are settings in which it may differ; with `resume` a comparison that
+    was cut off goes on.
     `baselines_named` tells a folder somebody asked for from the default, which need not exist yet.
     """
 
@@ -38,6 +39,7 @@ class Settings:
     rounds: int | None
     against: Runtime | None
     allowed: tuple[str, ...]
+    resume: bool
     deadlines: Deadlines
 
     @classmethod
@@ -57,6 +59,7 @@ class Settings:
             rounds=config.getoption("rounds"),
             against=None if against is None else runtime_named(against, config.invocation_params.dir),
             allowed=tuple(config.getoption("allow_difference")),
+            resume=config.getoption("resume"),
             deadlines=Deadlines.parse(config.getini(SETTING)),
         )
 
@@ -133,6 +136,12 @@ def add_options(parser: pytest.Parser) -> None:
         default=[],
         metavar="SETTING",
         help="with --against: a setting in which the two builds may differ, as it is named in the error about it",
+    )
+    group.addoption(
+        "--resume",
+        action="store_true",
+        help="with --against and --results: go on with a comparison that was cut off; what was measured then, kept in "
+        "DIR/against.jsonl, is not measured again",
     )
     parser.addini(
         SETTING,

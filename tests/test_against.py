@@ -31,7 +31,9 @@ def test_speed(case, measure, baseline):
 """
 
 # Requests are answered one after the other. Restarts differ by up to half a percent, in an order that repeats.
+# Whether the machine is fit to measure on is not what these tests are about.
 CONFTEST = """
+from pytest_llamaperf import sentinel
 from pytest_llamaperf.engines import Run
 from pytest_llamaperf.errors import EngineError
 from pytest_llamaperf.lengths import request_lengths
@@ -41,6 +43,7 @@ from pytest_llamaperf.traces import Trace
 SLOWER, SETTING, FAILS_AFTER = GIVEN
 JITTER = (0.0, 0.004, -0.003, 0.002, -0.005, 0.003, -0.001)
 opened = {}
+sentinel.cpu_probe = lambda: {"a loop": 0.01}
 
 class Engine:
     source = Source.MEASURED

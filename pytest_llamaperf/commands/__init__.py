@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pytest_llamaperf.commands.confirm import confirm
 from pytest_llamaperf.commands.doctor import doctor
 from pytest_llamaperf.commands.launch import launch
 from pytest_llamaperf.commands.predict import predict
@@ -43,3 +44,4 @@ def main() -> None:
 main.add_command(predict)
 main.add_command(doctor)
 main.add_command(launch)
+main.add_command(confirm)

@@ -1,0 +1,212 @@
+"""Comparisons that are cut off go on, and what an earlier run left in doubt is settled by another one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_sessions import Folder
+from test_against import CONFTEST as ENGINE
+from test_against import SUITE
+
+# The engines of test_against; the process is killed when it opens engine number KILLED, as by the kernel.
+CONFTEST = """
+import os, signal
+from test_against_engine import Engine as Quick
+
+class Engine(Quick):
+    def __init__(self, spec):
+        super().__init__(spec)
+        with open("engines.log") as log:
+            if len(log.readlines()) == KILLED:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+def pytest_llamaperf_engines():
+    return {"torch": Engine}
+"""
+OPTIONS = ("--gpu=cpu", "--rounds=1", "test_suite.py")
+ENGINES = 2 * 2 * 3  # of both builds and recipes, three restarts each
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    made = Folder(tmp_path)
+    (made.path / "old.yaml").write_text(f"name: release 1.1\npython: {sys.executable}\n")
+    return made
+
+
+def write(folder: Folder, *, slower: float = 0.06, setting: int = 8, killed: int = 0) -> None:
+    (folder.path / "engines.log").unlink(missing_ok=True)
+    folder.write(
+        test_suite=SUITE,
+        test_against_engine=f"GIVEN = {(slower, setting, None)!r}\n{ENGINE}",
+        conftest=f"KILLED = {killed}\n{CONFTEST}",
+    )
+
+
+def compare(folder: Folder, *options: str) -> pytest.RunResult:
+    return folder.run("--against=old.yaml", "--results=out", *OPTIONS, *options)
+
+
+def judged(folder: Folder, name: str = "out") -> dict[str, tuple[str, str]]:
+    return {r["nodeid"]: (r["outcome"], r["message"]) for r in folder.run_json(name)["results"]}
+
+
+@pytest.mark.parametrize("killed", [3, 8, ENGINES + 1, ENGINES + 6])
+def test_a_session_that_was_killed_goes_on_and_comes_to_the_same(folder: Folder, killed: int) -> None:
+    write(folder)
+    compare(folder).assert_outcomes(passed=2, failed=2)
+    whole, opened = judged(folder), Counter(folder.words())
+    shutil.rmtree(folder.path / "out")
+    write(folder, killed=killed)
+    assert compare(folder).ret == -9
+    before = Counter(folder.words())
+
+    # Jitter goes by how many engines a session has opened, so only a loss this large comes to the same.
+    write(folder)
+    result = compare(folder, "--resume")
+
+    assert {nodeid: outcome for nodeid, (outcome, _) in judged(folder).items()} == {
+        nodeid: outcome for nodeid, (outcome, _) in whole.items()
+    }
+    steps = len((folder.path / "out" / "against.jsonl").read_text().splitlines())
+    after = Counter(folder.words())
+    if killed > 7:  # the first engine's restarts were all made
+        result.stdout.fnmatch_lines(["against release 1.1: blocked: *kept from before*"])
+        assert after.total() < opened.total()
+    assert before.total() + after.total() <= opened.total() + 2 * 3 + 4  # what was under way is measured again
+    assert steps > 3
+
+
+def test_a_cut_off_comparison_is_not_begun_anew_by_accident(folder: Folder) -> None:
+    write(folder, killed=8)
+    compare(folder)
+    kept = (folder.path / "out" / "against.jsonl").read_bytes()
+
+    result = compare(folder)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(["ERROR: out/against.jsonl: a comparison was cut off here, with 1 step measured; *"])
+    assert (folder.path / "out" / "against.jsonl").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--resume", "--results=out"), "--resume goes on with what --against kept in --results; it needs both"),
+        (("--resume", "--against=old.yaml"), "--resume goes on with what --against kept in --results; it needs both"),
+    ],
+    ids=["nothing to compare with", "nothing kept"],
+)
+def test_what_cannot_go_on_is_a_usage_error(folder: Folder, options: tuple[str, ...], problem: str) -> None:
+    write(folder)
+
+    result = folder.run(*OPTIONS, *options)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines([f"ERROR: {problem}"])
+
+
+def test_a_build_that_became_another_meanwhile_is_an_error(folder: Folder) -> None:
+    write(folder, killed=ENGINES + 1)
+    compare(folder)
+
+    write(folder, setting=16)
+    result = compare(folder, "--resume", "-rs")
+
+    result.stdout.fnmatch_lines(["*a fresh restart failed: *versions or settings are not those of its first restarts*"])
+    assert "regression" not in {outcome for outcome, _ in judged(folder).values()}
+
+
+# --- llamaperf confirm -----------------------------------------------------------------------------------------------
+
+
+def confirm(folder: Folder, *options: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")},
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_ADDOPTS": "-p llamaperf -p no:cacheprovider",
+        "TMPDIR": str(folder.path / "tmp"),
+    }
+    command = [Path(sys.executable).parent / "llamaperf", "confirm", *options]
+    return subprocess.run(
+        command, cwd=folder.path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def earlier(folder: Folder, **outcomes: str) -> None:
+    """A run in `out` with these outcomes of tests, by recipe; written as runs are, by a run."""
+    folder.run("--results=out", *OPTIONS)
+    document = folder.run_json()
+    for result in document["results"]:
+        result["outcome"] = outcomes.get(result["case"]["recipe"].replace("-", "_"), "pass")
+    (folder.path / "out" / "run.json").write_text(json.dumps(document))
+
+
+def test_the_suspects_of_a_run_are_confirmed_and_nothing_else_is_measured(folder: Folder) -> None:
+    write(folder)
+    earlier(folder, modelopt_fp8="regression")
+    (folder.path / "engines.log").unlink()
+
+    found = confirm(folder, "out", "--against", "old.yaml", "--rounds", "1")
+
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert {word.split()[1] for word in folder.words()} == {"modelopt-fp8"}
+    assert {outcome for outcome, _ in judged(folder, "out/confirmed").values()} == {"regression"}
+
+
+def test_a_suspect_that_lost_nothing_is_cleared(folder: Folder) -> None:
+    write(folder, slower=0.0)
+    earlier(folder, modelopt_fp8="inconclusive")
+
+    assert confirm(folder, "out/run.json", "--against", "old.yaml", "--rounds=1").returncode == 0
+    assert confirm(folder, "out", "--against", "old.yaml", "--rounds=1", "--results", "again").returncode == 0
+    assert judged(folder, "again") == judged(folder, "out/confirmed")
+
+
+def test_a_run_without_suspects_needs_no_confirmation(folder: Folder) -> None:
+    write(folder)
+    earlier(folder)
+
+    found = confirm(folder, "out", "--against", "old.yaml")
+
+    assert (found.returncode, found.stdout) == (
+        0, "nothing to confirm: out has no regression, and nothing it could not tell\n"
+    )  # fmt: skip
+
+
+def test_what_cannot_be_told_has_a_status_of_its_own(folder: Folder) -> None:
+    write(folder, setting=16)  # which is an error of every case
+    earlier(folder, modelopt_fp8="regression")
+
+    assert confirm(folder, "out", "--against", "old.yaml", "--rounds=1").returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "problem"),
+    [
+        (None, ("nowhere",), "nowhere: cannot be read: No such file or directory; name a folder that --results wrote"),
+        ({}, ("run.json",), "run.json: has schema None, this version reads 1; it is no run"),
+        ({"schema": 2}, ("run.json",), "run.json: has schema 2, this version reads 1; a newer version of"),
+        ({"schema": 1}, ("run.json",), "run.json: is no run as this version writes it: KeyError: 'results'"),
+        ("{", ("run.json",), "run.json: is no JSON (line 1: "),
+        ("[]", ("run.json",), "run.json: is no run"),
+    ],
+    ids=["nothing there", "no run", "newer", "empty", "cut off", "a list"],
+)
+def test_a_run_that_cannot_be_read_is_told(folder: Folder, made: Any, options: tuple[str, ...], problem: str) -> None:
+    if made is not None:
+        (folder.path / "run.json").write_text(made if isinstance(made, str) else json.dumps(made))
+
+    found = confirm(folder, *options, "--against", "old.yaml")
+
+    assert found.returncode == 2
+    assert problem in found.stderr
+    assert "Traceback" not in found.stderr
