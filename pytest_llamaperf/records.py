@@ -14,7 +14,8 @@ class Result:
     """One metric of one case as it was judged: an entry of `results` in run.json.
 
     `value`, `low`, `high` and `values` are in `unit`; `baseline` is None where nothing was promised. Of an outcome
-    `error` there is no metric and no value. `reproduce` repeats the measurement by hand, where a command does.
+    `error` there is no metric and no value. `reproduce` repeats the measurement by hand, where a command does. `operators`
+    is of a prediction: seconds by kind of operator in a typical iteration (`decode`, `prompt`, and each `at best`).
     """
 
     nodeid: str
@@ -33,6 +34,7 @@ class Result:
     notes: tuple[str, ...] = ()
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     reproduce: str | None = None
+    operators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @classmethod
     def of_verdict(cls, nodeid: str, verdict: Verdict) -> Result:

@@ -1,0 +1,100 @@
+"""Runs are read as they were written, or refused with the reason; and what they say is taken out as observations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from builders import case, measured, promise, record
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.gates import Decision
+from pytest_llamaperf.measurements import Fingerprint
+from pytest_llamaperf.observations import observations_of
+from pytest_llamaperf.records import Result
+from pytest_llamaperf.runs import Run, RunHeader, RunLog, read_run, run_document, to_json
+from pytest_llamaperf.verdicts import judge
+
+HEADER = RunHeader("8a1c", "2026-11-22T10:00:00Z", "h200", "tensorrt-llm", {"pytest": "9"}, {"machine": "h200-8"})
+FINGERPRINT = Fingerprint({"tensorrt_llm": "1.2.1"}, {"max_batch_size": 64})
+JUDGED = Result.of_verdict("a.py::test_b", judge(case(), measured(460.0, 464.0), promise(463.1), (), FINGERPRINT, None))
+ERROR = Result.of_error("a.py::test_c", case().to_dict(), "worker died")
+TESTS = tuple(
+    dataclasses.replace(record(*results, outcome=outcome), nodeid=results[0].nodeid)
+    for results, outcome in (((JUDGED, JUDGED), "passed"), ((ERROR,), "failed"))
+)
+DECISION = Decision(("error: a case",))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    log = RunLog(tmp_path / "out", HEADER)
+    for test in TESTS:
+        log.add(test)
+    log.close()
+    (tmp_path / "out" / "run.json").write_text(to_json(run_document(HEADER, TESTS, DECISION)))
+    return tmp_path / "out"
+
+
+def test_a_finished_run_is_read_from_its_folder_and_its_file(folder: Path) -> None:
+    assert read_run(folder) == read_run(folder / "run.json") == Run(HEADER, TESTS, DECISION)
+
+
+def test_a_run_that_was_cut_off_has_the_tests_that_were_finished(folder: Path) -> None:
+    (folder / "run.json").unlink()
+    assert read_run(folder) == Run(HEADER, TESTS)
+
+    log = folder / "run.jsonl"
+    log.write_text(log.read_text()[:-7])
+    assert read_run(folder) == Run(HEADER, TESTS[:1])
+
+
+def test_observations_are_the_values_of_a_run_each_once() -> None:
+    (found,) = observations_of(Run(HEADER, TESTS, DECISION))
+
+    assert (found.case, found.metric, found.value, found.values) == (
+        case().id, "output_throughput", 462.0, (460.0, 464.0)
+    )  # fmt: skip
+    assert (found.version, found.harness, found.run, found.outcome) == (
+        "1.2.1", "pytest-llamaperf/tensorrt-llm", "8a1c", "pass"
+    )  # fmt: skip
+    assert found.machine == {"machine": "h200-8"}
+    assert found.settings == {"max_batch_size": 64}
+
+
+@given(st.data())
+def test_a_damaged_run_is_read_or_refused_and_never_a_traceback(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    text = to_json(run_document(HEADER, TESTS, DECISION))
+    at = data.draw(st.integers(0, len(text) - 1))
+    size = data.draw(st.integers(0, 40))
+    path = tmp_path_factory.getbasetemp() / "run.json"
+    path.write_text(text[:at] + data.draw(st.text(max_size=5)) + text[at + size :], encoding="utf-8")
+
+    try:
+        read_run(path)
+    except UsageError as problem:
+        assert "run.json" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"schema": 2}, "has schema 2, this version reads 1; a newer version of pytest-llamaperf wrote it"),
+        ({"decision": {"releasable": True, "reasons": ["error"]}}, "its decision contradicts its reasons"),
+        ({"tests": []}, "there are results of a.py::test_b, and no such test"),
+        ({"results": [{"nodeid": "x"}]}, "is no run as this version writes it: KeyError"),
+    ],
+    ids=["newer", "contradicts itself", "of no test", "half a result"],
+)
+def test_what_is_no_run_is_refused(folder: Path, change: dict[str, object], problem: str) -> None:
+    path = folder / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+    with pytest.raises(UsageError, match=problem):
+        read_run(path)
