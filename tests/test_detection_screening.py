@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llamaperf.detection.evidence import Loss, location, needed, proven
-from pytest_llamaperf.detection.noise import Noise, restart_noise
+from pytest_llamaperf.detection.noise import restart_noise
 from pytest_llamaperf.detection.readings import Cell, Readings, logarithm_of, logarithms, loss_of
 from pytest_llamaperf.detection.rule import Allowance, Rule
 from pytest_llamaperf.detection.screening import screen
@@ -82,6 +82,8 @@ def test_a_rule_that_cannot_be_is_refused() -> None:
         Rule(looks=(3, 3, 10, 16, 24))
     with pytest.raises(UsageError, match="share of the chance"):
         Rule(spending=(0.3, 0.3, 0.3, 0.3, 0.3))
+    with pytest.raises(UsageError, match="above 0 at the last"):
+        Rule(spending=(0.1, 0.2, 0.3, 0.4, 0.0))
     with pytest.raises(UsageError, match="spurious"):
         Rule(spurious=0.0)
 
@@ -142,15 +144,23 @@ def test_holm_proves_what_needs_least_first(shares: list[float]) -> None:
     assert not any(found[np.array(shares) > 1])
 
 
-def test_two_outliers_of_three_pairs_prove_nothing() -> None:
-    rule, noise = Rule(), Noise(np.array([0.01**2]), np.array([40.0]))
-    sure = Loss(np.array([0.15]), np.array([0.001]), np.array([40.0]))
+def share(pairs: list[float], look: int) -> float:
+    """Of the chances, that these pairs need; their noise is far smaller than what they show."""
+    sure = Loss(np.array([float(np.mean(pairs))]), np.array([0.001]), np.array([40.0]))
+    return float(needed(np.array([pairs]), sure, np.array([0.005]), look, Rule())[0])
 
-    def share(*pairs: float) -> float:
-        return float(needed(np.array([pairs]), sure, np.array([0.005]), noise, 0, rule)[0])
 
-    assert share(0.15, 0.16, 0.01) == math.inf
-    assert share(0.15, 0.16, 0.05) < 1e-6
+def test_pairs_that_disagree_prove_nothing() -> None:
+    lost, second_mode = [0.05, 0.04, 0.06, 0.05, 0.03, 0.05], [0.05, 0.05, 0.0, 0.05, 0.05, 0.05]
+
+    assert share(lost, 1) < 1e-6
+    assert share(second_mode, 1) == math.inf
+    assert share(lost + [0.05] * 2 + [0.0] * 2, 2) < 1e-6
+    assert share(lost + [0.05] + [0.0] * 3, 2) == math.inf
+
+
+def test_three_pairs_prove_nothing_even_if_they_agree() -> None:
+    assert share([0.15, 0.16, 0.15], 0) == math.inf
 
 
 def test_the_screen_suspects_what_lost_and_passes_the_rest() -> None:

@@ -14,7 +14,7 @@ Columns of the tables; all but the last two in percent:
     with losses    the same of a release in which 20 cells of 200 lost
 
 The oracle is our rule told the true noise of every cell, and spared the outliers. Constants were tuned on seeds below
-1,000,000; tests begin there.
+1,000,000. Seeds from there on showed what an earlier rule got wrong, so tests begin at 2,000,000.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pytest_llamaperf.detection.readings import Cell
 from pytest_llamaperf.detection.screening import screen
 from pytest_llamaperf.metrics import metric_named, metric_names
 
-TESTED = 1_000_000  # the first seed that nothing was tuned on
+TESTED = 2_000_000  # the first seed that nothing was tuned on
 SEPARATE = 500_000  # between seeds of clean releases and of those with losses
 
 

@@ -182,8 +182,9 @@ def _settles(confirmation: Confirmation, standing: Standing, number: int) -> int
     one = one or math.sqrt(2 * float(screening.noise.variance[number]))
     above, below = seen - float(screening.limits.allowed[number]), float(screening.limits.bound[number]) - seen
     # 3.5 errors are a proof beyond what is allowed among some 20 suspects, 1.7 one below the bound.
-    ways = [errors * one / room for errors, room in ((3.5, above), (1.7, below)) if room > 0]
-    found = max(math.ceil(min(ways) ** 2), pairs + 1, rule.looks[0])
+    proofs = ((3.5, above, rule.proving), (1.7, below, rule.looks[0]))
+    ways = [max(math.ceil((errors * one / room) ** 2), least) for errors, room, least in proofs if room > 0]
+    found = max(min(ways), pairs + 1)
     return found if found <= 4 * rule.looks[-1] else None
 
 

@@ -85,20 +85,24 @@ def in_pairs(pairs: Numbers, noise: Noise) -> Loss:
     )
 
 
-def needed(pairs: Numbers, loss: Loss, allowed: Numbers, noise: Noise, look: int, rule: Rule) -> Numbers:
+def needed(pairs: Numbers, loss: Loss, allowed: Numbers, look: int, rule: Rule) -> Numbers:
     """How much of the two chances a suspect would need to be called a regression at this look: 1 is all of them.
 
-    Infinite where too few pairs agree.
+    Infinite where too few pairs agree, and at a look that proves nothing.
     """
     import numpy as np
 
     share = rule.spending[look]
+    if share == 0:
+        return np.full(len(pairs), np.inf)
     most = np.maximum(
         loss.chance_of_noise() / (rule.spurious * share), loss.chance_of_noise(allowed) / (rule.overstrict * share)
     )
-    number, beyond = rule.agreeing[look]
-    limit = allowed + beyond * np.sqrt(2 * noise.variance)
-    return np.where((pairs > limit[:, None]).sum(axis=-1) >= number, most, np.inf)
+    # A mode sets two restarts of one build apart, in the worse direction, in at most a quarter of pairs: however
+    # large the mean that they make, seldom do most pairs show half of it.
+    limit = np.maximum(allowed, loss.estimate / 2)
+    agree = (pairs > limit[:, None]).sum(axis=-1) >= rule.agreeing[look]
+    return np.where(agree, most, np.inf)
 
 
 def proven(shares: Numbers) -> Flags:

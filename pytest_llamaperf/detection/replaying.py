@@ -129,7 +129,7 @@ class Replay:
         differences = np.concatenate([self._differences(engine) for engine in engines])
         noise, allowed, pairs = self.screening.noise.of(here), self.limits.allowed[here], differences.shape[1]
         loss = in_pairs(differences, noise)
-        shares[here] = np.minimum(shares[here], needed(differences, loss, allowed, noise, look, self.rule))
+        shares[here] = np.minimum(shares[here], needed(differences, loss, allowed, look, self.rule))
         self._learn(here, loss, pairs)
         self.looked |= dict.fromkeys(engines, look + 1)
         chances = promise(loss, noise, pairs, allowed, open_suspects, self.rule)

@@ -46,9 +46,9 @@ class Rule:
                 to be suspicious at `second` with them
     capped      share of cells that may be suspects; with more of them, the baseline is stale or the machine unwell
     looks       pairs of fresh restarts after which a suspect is looked at
-    spending    share of the two chances spent at each look
-    agreeing    pairs that have to show a loss at each look, and by how much noise of a pair, beyond what is allowed:
-                two outliers out of three never block
+    spending    share of the two chances spent at each look; at one where it is 0, suspects are only given up
+    agreeing    pairs that have to show more than half of the loss, and more than is allowed, at each look: a mean that
+                a second mode or outliers made is not shown by so many
     futile      a suspect that has less than this chance to be a regression at the last look gets no more restarts
     settled     ... if that it lost less than the bound is proven already
     budget      restarts a cell, on average over all cells, for second looks and pairs
@@ -68,8 +68,8 @@ class Rule:
     doubt: float = 0.1
     capped: float = 0.25
     looks: tuple[int, ...] = (3, 6, 10, 16, 24)
-    spending: tuple[float, ...] = (0.1, 0.15, 0.2, 0.2, 0.35)
-    agreeing: tuple[tuple[int, float], ...] = ((3, 1.0), (5, 0.0), (8, 0.0), (12, 0.0), (17, 0.0))
+    spending: tuple[float, ...] = (0.0, 0.2, 0.2, 0.2, 0.4)
+    agreeing: tuple[int, ...] = (3, 6, 8, 11, 14)
     futile: float = 0.07
     settled: float = 0.05
     budget: float = 0.9
@@ -85,11 +85,16 @@ class Rule:
             raise UsageError("looks, spending and agreeing need one entry for each look")
         if sorted(set(self.looks)) != list(self.looks) or self.looks[0] < 2:
             raise UsageError(f"looks are numbers of pairs that grow, from 2 on; {self.looks} do not")
-        if min(self.spending) <= 0 or sum(self.spending) > 1 + 1e-9:
-            raise UsageError("spending is a share of the chance for each look, above 0 and 1 in all")
+        if min(self.spending) < 0 or not self.spending[-1] or sum(self.spending) > 1 + 1e-9:
+            raise UsageError("spending is a share of the chance for each look, above 0 at the last and 1 in all")
         for name in ("spurious", "overstrict", "suspicious", "second"):
             if not 0 < getattr(self, name) < 0.5:
                 raise UsageError(f"{name} is a chance between 0 and 0.5; {getattr(self, name):g} is not")
+
+    @property
+    def proving(self) -> int:
+        """Pairs at the first look that can prove a loss."""
+        return next(pairs for pairs, share in zip(self.looks, self.spending, strict=True) if share)
 
     def allowance(self, metric: Metric) -> Allowance:
         default = FIRST_TOKEN if metric.name.startswith("ttft") else self.usual
