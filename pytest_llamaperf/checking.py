@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
@@ -132,10 +133,8 @@ class BaselineCheck:
         )
         for verdict in verdicts:
             nodeid = self._item.nodeid
-            _attach(
-                self._item,
-                Result.of_verdict(nodeid, verdict) if isinstance(verdict, Verdict) else verdict.result(nodeid),
-            )
+            result = Result.of_verdict(nodeid, verdict) if isinstance(verdict, Verdict) else verdict.result(nodeid)
+            _attach(self._item, dataclasses.replace(result, metrics=measurement.values))
         told = "\n\n".join(self._told(v) for v in verdicts if v.outcome is not Outcome.PASS)
         if any(self._acceptance.blocks(verdict.outcome) for verdict in verdicts):
             pytest.fail(told, pytrace=False)

@@ -67,6 +67,11 @@ class Measurement:
     elapsed: tuple[float, ...] = ()
     reproduce: str | None = None
 
+    @property
+    def values(self) -> Mapping[str, float]:
+        """Name of every metric -> its mean over restarts."""
+        return {metric.name: statistics.mean(values) for metric, values in self.samples.items() if values}
+
     def of(self, metric: Metric) -> Summary:
         """Raises UsageError when this run did not give the metric."""
         if not self.samples.get(metric):

@@ -16,6 +16,8 @@ class Result:
     `value`, `low`, `high` and `values` are in `unit`; `baseline` is None where nothing was promised. Of an outcome
     `error` there is no metric and no value. `reproduce` repeats the measurement by hand, where a command does. `operators`
     is of a prediction: seconds by kind of operator in a typical iteration (`decode`, `prompt`, and each `at best`).
+    `metrics` are the values of every metric of the same measurement, judged or not. `paired` is of an accuracy that was
+    compared document by document: see `Comparison.counts`.
     """
 
     nodeid: str
@@ -35,6 +37,8 @@ class Result:
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     reproduce: str | None = None
     operators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    paired: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of_verdict(cls, nodeid: str, verdict: Verdict) -> Result:

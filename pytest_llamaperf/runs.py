@@ -117,18 +117,29 @@ def _finished(document: Mapping[str, Any]) -> Run:
     decision = Decision(tuple(document["decision"]["reasons"]))
     if decision.releasable != document["decision"]["releasable"]:
         raise ValueError("its decision contradicts its reasons")
-    return Run(RunHeader(**document["run"]), tests, decision)
+    return Run(_header(document["run"]), tests, decision)
 
 
 def _cut_off(where: str, text: str) -> Run:
     """The last line may not have been written whole."""
     first, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
-    header = RunHeader(**_parsed(where, first)["run"])
+    header = _header(_parsed(where, first)["run"])
     tests = []
     for number, line in enumerate(lines, 2):
         each = _json(f"{where}:{number}", line)["test"]
         tests.append(TestRecord(**{**each, "results": tuple(map(Result.from_dict, each["results"]))}))
     return Run(header, tuple(tests))
+
+
+def _header(told: Mapping[str, Any]) -> RunHeader:
+    header = RunHeader(**told)
+    for name in ("id", "started", "gpu", "engine"):
+        if not isinstance(getattr(header, name), str):
+            raise TypeError(f"{name} is no text")
+    for name in ("versions", "fingerprint"):
+        if not isinstance(getattr(header, name), Mapping):
+            raise TypeError(f"{name} has no names")
+    return header
 
 
 def _parsed(where: str, text: str) -> Mapping[str, Any]:

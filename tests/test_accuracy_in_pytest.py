@@ -116,6 +116,9 @@ def test_a_loss_is_a_regression_that_names_task_loss_answers_and_documents(sessi
     assert set(found["fingerprint"]["settings"]) == {"seed", "checkpoint"}
     assert set(found["fingerprint"]["versions"]) == {"lm_eval"}
     assert found["low"] < found["value"] < found["high"] < 0.99
+    counts = {"documents": 600, "groups": 46, "both": 550, "only_reference": 50, "only_candidate": 0}
+    assert found["paired"].items() >= counts.items()
+    assert found["paired"]["difference"] == pytest.approx(-100 * 50 / 600)
     result.stdout.fnmatch_lines(
         [
             "cpu/torch/known/bf16/tp2/agreement",

@@ -540,6 +540,8 @@ def test_results_are_written_as_they_come_and_as_a_whole(
     assert first["baseline"]["reference"] == "made up for this test"
     assert first["case"]["workload"] == "min-latency"
     assert first["fingerprint"]["settings"]["max_batch_size"] > 0
+    assert first["metrics"]["output_throughput"] == first["value"]
+    assert first["metrics"]["tpot_median"] > 0
     assert {test["nodeid"]: test["outcome"] for test in document["tests"]} == {
         found["nodeid"]: "passed" if found["outcome"] == "pass" else "failed" for found in document["results"]
     }

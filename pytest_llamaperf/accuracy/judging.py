@@ -73,6 +73,7 @@ class Judgement:
             self.outcome.value,
             self.reason,
             fingerprint=self.candidate.fingerprint.to_dict(),
+            paired=found.counts,
         )
 
     def _shown(self, name: str) -> str:

@@ -111,6 +111,27 @@ class Comparison:
         )
 
     @property
+    def counts(self) -> dict[str, float]:
+        """For run.json: how many documents went which way, and the interval of the difference, in `step` of the scale.
+
+        Of right or wrong answers also how many both had right; of scores and losses that is no question.
+        """
+        step = self.scale.step
+        found: dict[str, float] = {
+            "documents": self.documents,
+            "groups": self.clusters,
+            "only_reference": self.lost,
+            "only_candidate": self.gained,
+            "difference": self.difference / step,
+            "margin": self.margin / step,
+        }
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            found |= {"low": self.low / step, "high": self.high / step}
+        if self.scale is ANSWERS:
+            found["both"] = round(self.candidate * self.documents) - self.gained
+        return found
+
+    @property
     def _change(self) -> str:
         told, unit = self.scale.told, self.scale.unit
         low, high = sorted((abs(self.low), abs(self.high)))
