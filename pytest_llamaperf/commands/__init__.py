@@ -13,6 +13,7 @@ from pytest_llamaperf.commands.confirm import confirm
 from pytest_llamaperf.commands.doctor import doctor
 from pytest_llamaperf.commands.launch import launch
 from pytest_llamaperf.commands.predict import predict
+from pytest_llamaperf.commands.report import report
 from pytest_llamaperf.errors import LlamaperfError, UsageError
 
 
@@ -45,3 +46,4 @@ main.add_command(predict)
 main.add_command(doctor)
 main.add_command(launch)
 main.add_command(confirm)
+main.add_command(report)
