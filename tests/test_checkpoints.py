@@ -34,7 +34,8 @@ from tiny_checkpoints import (
     write_source,
 )
 
-from pytest_llamaperf import children
+from pytest_llamaperf import cache, children
+from pytest_llamaperf.cache import default_root
 from pytest_llamaperf.cases import Model, Number, Recipe
 from pytest_llamaperf.catalog import model_named, recipe_named
 from pytest_llamaperf.checkpoints import (
@@ -57,7 +58,6 @@ from pytest_llamaperf.checkpoints.digests import file_digest, folder_digest
 from pytest_llamaperf.checkpoints.intended import check_can_be_quantized, kept_layers, needs_calibration
 from pytest_llamaperf.checkpoints.safetensors_files import Tensor, tensors, tensors_of_file, values
 from pytest_llamaperf.checkpoints.sources import Folder, Gguf, Repository, source_of
-from pytest_llamaperf.checkpoints.store import default_root
 from pytest_llamaperf.checkpoints.verify import check_source
 from pytest_llamaperf.errors import EngineError, UsageError
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
@@ -1088,7 +1088,7 @@ def test_a_file_system_without_locks_is_refused(
     """filelock's other lock is a file, which stays behind a process that is killed."""
     from filelock import SoftFileLock
 
-    monkeypatch.setattr(store_module, "FileLock", SoftFileLock)
+    monkeypatch.setattr(cache, "FileLock", SoftFileLock)
 
     with pytest.raises(EngineError, match=r"its file system has no locks; .* set LLAMAPERF_CACHE to another folder"):
         store.get(tiny, FP8)
@@ -1198,7 +1198,7 @@ def test_only_what_dead_processes_left_is_swept_away(
 def test_who_waits_is_told_for_whom(
     store: CheckpointStore, tiny: Model, started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_TOLD_WAITING", 0.05)
+    monkeypatch.setattr(cache, "_TOLD_WAITING", 0.05)
     notes: list[str] = []
     start_making(started, store, tiny, "modelopt-fp8", 1.0)
     wait_until(lambda: names_started(store))

@@ -3,7 +3,7 @@
 store         gives checkpoints, each made once         sources            where weights come from
 verify        is a checkpoint what its recipe says?     intended           what a recipe means for a network
 quantization  what one says of its own quantization     configs            what its JSON files say
-entries       one checkpoint of the store on disk       digests            what identifies weights
+entries       what is wrong with one that is kept        digests            what identifies weights
 making        the process that does the work            calibration        the text that scales are measured on
                                                         safetensors_files  what stands in weights' files
 """

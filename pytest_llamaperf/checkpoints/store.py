@@ -1,24 +1,13 @@
-"""Checkpoints, each made once and kept: in a cache on disk, shared by all processes of a machine.
-
-An entry is a folder named after everything that decides its content, and whole as soon as it has that name: it is
-written elsewhere, checked, and moved. Whoever makes it holds a lock of the operating system, which ends with the
-process however that ends; who comes second waits, and finds the first one's work.
-
-    entries/    finished checkpoints       making/   unfinished ones, of this moment or of processes that were killed
-    locks/      one file for each entry    logs/     what ModelOpt printed
-"""
+"""Checkpoints of models in recipes, each made once and kept in the cache; what ModelOpt printed stands in its `logs`."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
-import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,13 +16,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout, UnixFileLock
-
+from pytest_llamaperf.cache import FULL, SETTING, Cache, default_root, read_manifest
 from pytest_llamaperf.cases import Model, Number, Recipe
 from pytest_llamaperf.checkpoints.calibration import Calibration
 from pytest_llamaperf.checkpoints.configs import TOKENIZERS, tokenizer_file
 from pytest_llamaperf.checkpoints.digests import file_digest, folder_digest
-from pytest_llamaperf.checkpoints.entries import discard, problem_of, put_in_place, read_manifest
+from pytest_llamaperf.checkpoints.entries import problem_of
 from pytest_llamaperf.checkpoints.intended import (
     check_can_be_quantized,
     keeps_everything,
@@ -45,18 +33,15 @@ from pytest_llamaperf.checkpoints.quantization import quantization_of
 from pytest_llamaperf.checkpoints.safetensors_files import BadCheckpoint
 from pytest_llamaperf.checkpoints.sources import Folder, Gguf, Repository, source_of
 from pytest_llamaperf.checkpoints.verify import check_source, checked, checked_as_given
-from pytest_llamaperf.errors import EngineError, UsageError
+from pytest_llamaperf.errors import EngineError
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
 from pytest_llamaperf.hosting.host import DEFAULT_DEADLINES, Progress
 from pytest_llamaperf.hosting.phases import Deadlines, Phase
 from pytest_llamaperf.wording import amount, shown_path
 
-SETTING = "LLAMAPERF_CACHE"
 AS_PUBLISHED = Recipe("bf16", Number.BF16, Number.BF16, Number.BF16, 0, "the checkpoint as published")
 
-_TOLD_WAITING = 2.0  # seconds between two notes about a lock
 _ROOM = 1.02  # of the weights' size: what stands beside them is small
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckpointWarning(UserWarning):
@@ -96,6 +81,7 @@ class CheckpointStore:
         calibration: Calibration = Calibration(),  # noqa: B008 - frozen
     ) -> None:
         self.root = (root or default_root()).absolute()
+        self._cache = Cache(self.root, tell=self._note, warn=self._warn)
         self._logs = logs or self.root / "logs"
         self._on_progress = on_progress
         self._maker = maker or in_a_child(deadlines, on_progress)
@@ -186,74 +172,18 @@ class CheckpointStore:
         written = json.dumps({**identity, "command": command, "program": program_digest()}, sort_keys=True)
         key = hashlib.sha256(written.encode()).hexdigest()
         name = f"{_plain(model.name)}-{_plain(recipe.name)}-{key[:16]}"
-        entry = self.root / "entries" / name
+
+        def make(folder: Path) -> Mapping[str, Any]:
+            self._check_room(model, recipe)
+            answer = self._maker(command, {**arguments, "destination": str(folder)}, self._logs / f"{name}.log")
+            self._note(f"checking {name}")
+            made = datetime.now(UTC).isoformat(timespec="seconds")
+            return {"key": key, **identity, **answer, "found": found(folder), "made": made}
+
         with self._explained(model, recipe):
-            if not entry.exists() or problem_of(entry, key):
-                with self._locked(name):
-                    self._sweep(name)
-                    if entry.exists() and (problem := problem_of(entry, key)):
-                        self._warn(f"{shown_path(entry)} is damaged and is made again: {problem}")
-                        discard(entry, self.root / "making")
-                    if not entry.exists():
-                        self._check_room(model, recipe)
-                        self._make(entry, {"key": key, **identity}, command, arguments, found)
+            entry = self._cache.get(name, make, lambda entry: problem_of(entry, key))
             versions = read_manifest(entry)["versions"]
         return Checkpoint(entry, model.name, recipe.name, key, versions)
-
-    def _make(
-        self,
-        entry: Path,
-        manifest: Mapping[str, Any],
-        command: str,
-        arguments: Mapping[str, Any],
-        found: Callable[[Path], Mapping[str, Any]],
-    ) -> None:
-        folder = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=self.root / "making"))
-        try:
-            answer = self._maker(command, {**arguments, "destination": str(folder)}, self._logs / f"{entry.name}.log")
-            self._note(f"checking {entry.name}")
-            made = datetime.now(UTC).isoformat(timespec="seconds")
-            put_in_place(folder, entry, {**manifest, **answer, "found": found(folder), "made": made})
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed now is swept away later
-            raise
-
-    @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """One process at a time makes what is called so."""
-        for folder in ("locks", "making"):
-            (self.root / folder).mkdir(parents=True, exist_ok=True)
-        lock = self._lock(name)
-        while True:
-            try:
-                lock.acquire(timeout=_TOLD_WAITING)
-                break
-            except Timeout:
-                self._note(f"waiting for another process, which makes {name}")
-        try:
-            # What filelock falls back to where there are no such locks would stay behind a process that is killed.
-            if not isinstance(lock, UnixFileLock):
-                raise OSError(errno.ENOLCK, "its file system has no locks")
-            yield
-        finally:
-            lock.release()
-
-    def _lock(self, name: str) -> FileLock:
-        return FileLock(self.root / "locks" / f"{name}.lock")
-
-    def _sweep(self, own: str) -> None:
-        """Remove what processes left behind that were killed: nobody holds the lock of what they were making.
-
-        To be called with the lock of `own`.
-        """
-        for folder in (self.root / "making").iterdir():
-            name = folder.name.rpartition(".")[0]
-            if name == own:
-                shutil.rmtree(folder, ignore_errors=True)
-                continue
-            lock = self._lock(name)
-            with contextlib.suppress(Timeout), lock.acquire(blocking=False):
-                shutil.rmtree(folder, ignore_errors=True)
 
     def _check_room(self, model: Model, recipe: Recipe) -> None:
         needed = _ROOM * recipe.weight_bytes(model)
@@ -270,7 +200,7 @@ class CheckpointStore:
                 raise
             raise self._full(model, recipe, failure.problem) from None
         except OSError as problem:
-            if problem.errno in _FULL:
+            if problem.errno in FULL:
                 raise self._full(model, recipe, str(problem)) from None
             where = shown_path(Path(problem.filename)) if isinstance(problem.filename, str) else shown_path(self.root)
             raise EngineError(
@@ -294,18 +224,7 @@ class CheckpointStore:
     def _warn(self, text: str) -> None:
         self._note(text)
         if not self._on_progress:
-            warnings.warn(text, CheckpointWarning, stacklevel=5)
-
-
-def default_root() -> Path:
-    """$LLAMAPERF_CACHE, or pytest-llamaperf in the user's cache. Raises UsageError for a user without a home."""
-    try:
-        if own := os.environ.get(SETTING):
-            return Path(own).expanduser()
-        cache = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored unless absolute, says its specification
-        return (cache if cache.is_absolute() else Path("~/.cache").expanduser()) / "pytest-llamaperf"
-    except RuntimeError:
-        raise UsageError(f"there is no home folder to keep checkpoints in; set {SETTING}") from None
+            warnings.warn(text, CheckpointWarning, stacklevel=6)
 
 
 def _installed(*distributions: str) -> dict[str, str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from pytest_llamaperf.cache import default_root
 from pytest_llamaperf.cases import Workload
-from pytest_llamaperf.checkpoints.store import default_root
 from pytest_llamaperf.errors import EngineError
 from pytest_llamaperf.files import write_atomically
 from pytest_llamaperf.lengths import request_lengths
