@@ -24,6 +24,7 @@ from pytest_llamaperf.hosting.phases import Phase
 from pytest_llamaperf.measurements import Measurement, Source
 from pytest_llamaperf.measuring import Sampling
 from pytest_llamaperf.metrics import Metric
+from pytest_llamaperf.operator_tables import INSTALLED
 from pytest_llamaperf.records import Result
 from pytest_llamaperf.settings import AUTO, Settings
 from pytest_llamaperf.verdicts import Outcome, Verdict, judge
@@ -203,6 +204,8 @@ class Acceptance:
             )
         if self.settings.record and not self.measures:
             raise UsageError("--record with --engine predicted: a prediction never becomes a promise")
+        if self.settings.tables != INSTALLED and self.measures:
+            raise UsageError("--tables names operator times, of which predictions are made: add --engine predicted")
         if self.settings.against:
             self._check_against()
         if self.settings.resume and not (self.settings.against and self.settings.results):
@@ -238,6 +241,8 @@ class Acceptance:
         """Refuse, with what would work, a run that this machine cannot do as asked. Raises UsageError."""
         if not self.measures and self.gpu == CPU:
             raise UsageError("--engine predicted needs the GPU to predict: add --gpu h100, --gpu h200 or --gpu b200")
+        if not self.measures:
+            self.settings.tables.check(self.gpu)
         if self.measures and self.gpu != CPU and not self.machine.count(self.gpu):
             raise UsageError(
                 f"--gpu {self.gpu}: there is none in this machine; found: {self.machine}.\n"
@@ -339,7 +344,13 @@ class Acceptance:
         promise = self.book(measurement.case.hardware).find(measurement.case, metric)
         summary = measurement.of(metric)
         verdict = judge(
-            measurement.case, summary, promise, measurement.notes, measurement.fingerprint, measurement.reproduce
+            measurement.case,
+            summary,
+            promise,
+            measurement.notes,
+            measurement.fingerprint,
+            measurement.reproduce,
+            measurement.operators,
         )
         self.judged.append(verdict)
         return verdict

@@ -16,7 +16,7 @@ from pytest_llamaperf.bench import Bench
 from pytest_llamaperf.benchmarking import play_back
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.collecting import compared_with
-from pytest_llamaperf.engines import Engine, EngineSpec, open_predicted
+from pytest_llamaperf.engines import PREDICTED, Engine, EngineSpec
 from pytest_llamaperf.errors import EngineError, LlamaperfError, Unsupported
 from pytest_llamaperf.measurements import Measurement, Source
 from pytest_llamaperf.measuring import Sampling
@@ -105,13 +105,13 @@ class AccuracyCheck:
 class Predict:
     """`predict(case)`: see the fixture."""
 
-    def __init__(self, item: pytest.Item) -> None:
-        self._item = item
+    def __init__(self, acceptance: Acceptance, item: pytest.Item) -> None:
+        self._opener, self._item = acceptance.openers[PREDICTED], item
 
     def __call__(self, case: Case) -> Measurement:
         __tracebackhide__ = True
         once = Sampling(restarts=1, rounds=1)
-        return _or_fail(self._item, case, lambda: Bench(open_predicted, once, together=False).measurement(case))
+        return _or_fail(self._item, case, lambda: Bench(self._opener, once, together=False).measurement(case))
 
 
 class BaselineCheck:

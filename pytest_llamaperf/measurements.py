@@ -57,6 +57,7 @@ class Measurement:
     samples    one value for each restart
     elapsed    seconds of every round
     reproduce  the command that repeats it by hand, where there is one
+    operators  of a prediction: seconds by kind of operator in a typical iteration, as in Result
     """
 
     case: Case
@@ -66,6 +67,7 @@ class Measurement:
     notes: tuple[str, ...] = ()
     elapsed: tuple[float, ...] = ()
     reproduce: str | None = None
+    operators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def values(self) -> Mapping[str, float]:

@@ -158,6 +158,7 @@ def measurement(case: Case, source: Source, restarts: Sequence[Rounds], notes: S
         tuple(dict.fromkeys([*(note for run in runs for note in run.notes), *_disturbances(restarts), *notes])),
         elapsed=tuple(found.elapsed for kept in rounds for found in kept),
         reproduce=runs[0].reproduce,
+        operators=runs[0].operators,
     )
 
 

@@ -215,7 +215,7 @@ def quantized_model(case: Case, request: pytest.FixtureRequest) -> Checkpoint:
 @pytest.fixture
 def predict(request: pytest.FixtureRequest) -> Predict:
     """`predict(case)` is what the case should reach by NVIDIA's operator times, as a Measurement."""
-    return Predict(request.node)
+    return Predict(request.config.stash[ACCEPTANCE], request.node)
 
 
 @pytest.fixture

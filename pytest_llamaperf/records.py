@@ -60,6 +60,7 @@ class Result:
             verdict.notes,
             verdict.fingerprint.to_dict(),
             verdict.reproduce,
+            verdict.operators,
         )
 
     @classmethod

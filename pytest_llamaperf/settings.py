@@ -12,6 +12,7 @@ import pytest
 from pytest_llamaperf.cases import Runtime
 from pytest_llamaperf.errors import nearest
 from pytest_llamaperf.hosting.phases import SETTING, Deadlines
+from pytest_llamaperf.operator_tables import INSTALLED, Tables, tables_named
 from pytest_llamaperf.runtimes import runtime_named
 
 AUTO = "auto"
@@ -22,6 +23,7 @@ class Settings:
     """What was asked for on the command line; `results` is None where no files are wanted.
 
     `restarts` and `rounds` are None where the hardware decides; `deadlines` come from the ini file, for they belong to a project.
+    Predictions are made of `tables`.
     `against` is the build to compare with, and `allowed` are settings in which it may differ; with `resume` a comparison that
     was cut off goes on.
     `baselines_named` tells a folder somebody asked for from the default, which need not exist yet.
@@ -29,6 +31,7 @@ class Settings:
 
     gpu: str
     engine: str
+    tables: Tables
     baselines: Path
     baselines_named: bool
     results: Path | None
@@ -45,10 +48,11 @@ class Settings:
     @classmethod
     def from_config(cls, config: pytest.Config) -> Settings:
         """Raises UsageError."""
-        against = config.getoption("against")
+        against, tables = config.getoption("against"), config.getoption("tables")
         return cls(
             gpu=config.getoption("gpu"),
             engine=config.getoption("engine"),
+            tables=INSTALLED if tables is None else tables_named(tables, config.invocation_params.dir),
             baselines=_path(config, config.getoption("baselines")) or config.rootpath / "baselines",
             baselines_named=config.getoption("baselines") is not None,
             results=_path(config, config.getoption("results")),
@@ -82,6 +86,12 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="KIND",
         help="what runs the cases: auto (tensorrt-llm on a GPU, torch on a CPU), tensorrt-llm, trtllm-bench, torch, "
         "or predicted (NVIDIA's operator times under a simulated scheduler; needs no GPU, releases nothing)",
+    )
+    group.addoption(
+        "--tables",
+        metavar="VERSION",
+        help="with --engine predicted: operator times of that TensorRT-LLM, got by `llamaperf tables fetch`, or of a folder "
+        "of your own (default: those that aiconfigurator-core brings)",
     )
     group.addoption(
         "--baselines",

@@ -25,7 +25,7 @@ def surroundings_of(config: pytest.Config, settings: Settings) -> Surroundings:
         temporary = _TemporaryLogs(logs)
         config.pluginmanager.register(temporary, "llamaperf-logs")
         config.add_cleanup(temporary.remove)
-    return Surroundings(settings.deadlines, logs, bar.show)
+    return Surroundings(settings.deadlines, logs, bar.show, settings.tables)
 
 
 class _TemporaryLogs:

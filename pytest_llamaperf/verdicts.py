@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -34,6 +35,7 @@ class Verdict:
     notes: tuple[str, ...] = ()
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     reproduce: str | None = None
+    operators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def reason(self) -> str:
@@ -104,13 +106,15 @@ def judge(
     notes: tuple[str, ...] = (),
     fingerprint: Fingerprint | None = None,
     reproduce: str | None = None,
+    operators: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Verdict:
     """The whole interval on the good side of the limit: pass; on the other: regression; across it: inconclusive.
 
     A prediction has no interval and is judged by its value. A single measured restart has none either, and is
     inconclusive: it says nothing about how much restarts differ.
     """
-    return Verdict(case, summary, baseline, _outcome(summary, baseline), notes, fingerprint or Fingerprint(), reproduce)
+    outcome = _outcome(summary, baseline)
+    return Verdict(case, summary, baseline, outcome, notes, fingerprint or Fingerprint(), reproduce, operators or {})
 
 
 def _outcome(summary: Summary, baseline: Baseline | None) -> Outcome:

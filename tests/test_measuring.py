@@ -11,7 +11,8 @@ from pytest_llamaperf import metrics
 from pytest_llamaperf.bench import Bench
 from pytest_llamaperf.cases import Case, Task, Workload
 from pytest_llamaperf.catalog import case_of_key
-from pytest_llamaperf.engines import Engine, EngineSpec, Opener, Run, open_predicted
+from pytest_llamaperf.engines import Engine, EngineSpec, Opener, Run
+from pytest_llamaperf.engines.predicted import PredictedEngine
 from pytest_llamaperf.errors import EngineError, UsageError
 from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
 from pytest_llamaperf.measuring import Sampling
@@ -219,7 +220,7 @@ def test_an_accuracy_task_has_no_speed_and_opens_no_engine() -> None:
 def test_the_predictor_is_measured_like_any_engine() -> None:
     prediction = predict(CASE)
 
-    measurement = measure(CASE, open_predicted, restarts=2)
+    measurement = measure(CASE, PredictedEngine, restarts=2)
 
     assert measurement.source is Source.PREDICTED
     assert measurement.samples == {metric: (value,) for metric, value in prediction.values.items()}

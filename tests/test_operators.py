@@ -61,10 +61,10 @@ def test_the_measured_range_is_that_of_the_tables(tables: str) -> None:
     }
 
     assert in_tables == {
-        "prompt": operators.MEASURED_PROMPT,
-        "cached": operators.MEASURED_KV,
-        "batch": operators.MEASURED_BATCH,
-        "rows": operators.MEASURED_GEMM_ROWS,
+        "prompt": operators.MEASURED.prompt,
+        "cached": operators.MEASURED.kv,
+        "batch": operators.MEASURED.batch,
+        "rows": operators.MEASURED.gemm_rows,
     }
 
 
@@ -132,7 +132,7 @@ def test_times_grow_with_the_work(deployed: Deployment) -> None:
 @SEVERAL
 def test_shares_of_an_iteration_add_up_to_it(deployed: Deployment) -> None:
     times = operator_times(deployed)
-    decode, prompt = times.decode_shares(64, 2048), times.prompt_shares(2048)
+    decode, prompt = times.decode_by_kind(64, 2048), times.prompt_by_kind(2048)
 
     assert sum(decode.values()) == pytest.approx(times.decode(64, 2048), rel=0.002)
     assert sum(prompt.values()) == pytest.approx(times.shared(2048, 0, 1) + times.prompt_attention(1, 2048), rel=1e-9)
@@ -143,7 +143,7 @@ def test_shares_of_an_iteration_add_up_to_it(deployed: Deployment) -> None:
 
 
 def test_a_pipeline_pays_for_passing_activations_on() -> None:
-    shares = operator_times(deployment("llama-3.1-405b", "modelopt-fp8", "pp8")).decode_shares(64, 2048)
+    shares = operator_times(deployment("llama-3.1-405b", "modelopt-fp8", "pp8")).decode_by_kind(64, 2048)
 
     assert shares["pipeline"] > 0
     assert shares["all-reduce"] == 0
@@ -390,13 +390,13 @@ def test_without_the_package_the_extra_is_named(use: Any, monkeypatch: pytest.Mo
         lambda unknown: OperatorTimes(dataclasses.replace(unknown, recipe=META_405B.recipe)),
         lambda unknown: OperatorTimes(unknown, View.PHYSICAL_LIMIT),
         lambda unknown: device_memory(unknown, 8192),
-        lambda unknown: operators.gpu_memory(unknown.tables),
+        lambda unknown: operators.gpu_memory(unknown.system),
     ],
     ids=["times", "mixed", "limit", "memory", "gpu"],
 )
 def test_an_unknown_gpu_is_an_engine_error_that_names_it(use: Any) -> None:
     with pytest.raises(EngineError, match=r"gtx1080.*aiconfigurator-core refuses"):
-        use(dataclasses.replace(BF16_8B, tables="gtx1080"))
+        use(dataclasses.replace(BF16_8B, system="gtx1080"))
 
 
 @pytest.mark.parametrize(
@@ -405,10 +405,10 @@ def test_an_unknown_gpu_is_an_engine_error_that_names_it(use: Any) -> None:
         lambda times: times.prompt_attention(1, 128),
         lambda times: times.decode(1, 128),
         lambda times: times.decode_attention(1, 128),
-        lambda times: times.decode_shares(1, 128),
-        lambda times: times.prompt_shares(128),
+        lambda times: times.decode_by_kind(1, 128),
+        lambda times: times.prompt_by_kind(128),
     ],
-    ids=["prompt_attention", "decode", "decode_attention", "decode_shares", "prompt_shares"],
+    ids=["prompt_attention", "decode", "decode_attention", "decode_by_kind", "prompt_by_kind"],
 )
 def test_a_shape_that_was_never_measured_is_an_engine_error(use: Any) -> None:
     """SmolLM2-135M has 3 KV heads of 64, which no table holds; the package says so at the first question."""

@@ -14,6 +14,7 @@ from pytest_llamaperf.commands.doctor import doctor
 from pytest_llamaperf.commands.launch import launch
 from pytest_llamaperf.commands.predict import predict
 from pytest_llamaperf.commands.report import report
+from pytest_llamaperf.commands.tables import tables
 from pytest_llamaperf.errors import LlamaperfError, UsageError
 
 
@@ -47,3 +48,4 @@ main.add_command(doctor)
 main.add_command(launch)
 main.add_command(confirm)
 main.add_command(report)
+main.add_command(tables)

@@ -14,7 +14,9 @@ import click
 from pytest_llamaperf.cases import SCENARIOS, Case, Layout, Model, Recipe, Workload
 from pytest_llamaperf.catalog import gpu_named, gpus, model_named, models, recipe_named, recipes, workload_named
 from pytest_llamaperf.commands.names import Names, flat
+from pytest_llamaperf.commands.tables import completed_versions
 from pytest_llamaperf.errors import DoesNotFit, LlamaperfError, UsageError
+from pytest_llamaperf.operator_tables import INSTALLED, Tables, tables_named
 from pytest_llamaperf.wording import amount
 
 if TYPE_CHECKING:
@@ -83,6 +85,12 @@ def _layout_names() -> list[str]:
     show_default=True,
     help="ISL/OSL: tokens in and out of a request.",
 )
+@click.option(
+    "--tables",
+    metavar="VERSION",
+    shell_complete=completed_versions,
+    help="Operator times of that TensorRT-LLM, got by `llamaperf tables fetch`, or of a folder of your own.",
+)
 @click.option("--json", "json_path", metavar="FILE", help="Write all that is known as JSON; - for standard output.")
 def predict(
     model: list[Model],
@@ -92,6 +100,7 @@ def predict(
     gpus: int | None,
     workload: tuple[list[str], ...],
     lengths: tuple[list[str], ...],
+    tables: str | None,
     json_path: str | None,
 ) -> None:
     """Predict MODEL on a GPU it need not have: throughput, latency, memory, and what bounds them.
@@ -115,7 +124,7 @@ def predict(
         for chosen in (_layouts_of(m, gpus) if gpus else flat(layout) or [Layout(tp=8)])
         for shape in flat(lengths)
     ]
-    outcomes = list(_predicted(wanted))
+    outcomes = list(_predicted(wanted, INSTALLED if tables is None else tables_named(tables)))
     if json_path:
         _write_json(json_path, outcomes)
     if json_path != "-":
@@ -166,7 +175,7 @@ class _Wanted:
 _Outcome = tuple[_Wanted, "Prediction | LlamaperfError"]
 
 
-def _predicted(wanted: list[_Wanted]) -> Iterable[_Outcome]:
+def _predicted(wanted: list[_Wanted], tables: Tables) -> Iterable[_Outcome]:
     """With a progress bar where there is more than one, and the error in place of a prediction that cannot be.
 
     Raises UsageError if the only one wanted is no case.
@@ -179,7 +188,7 @@ def _predicted(wanted: list[_Wanted]) -> Iterable[_Outcome]:
     console = Console(stderr=True)
     for one in track(wanted, description="predicting", console=console, transient=True, disable=len(wanted) == 1):
         try:
-            yield one, predicting.predict(one.case())
+            yield one, predicting.predict(one.case(), tables=tables)
         except LlamaperfError as problem:
             if isinstance(problem, UsageError) and len(wanted) == 1:
                 raise
@@ -301,7 +310,7 @@ def _write_json(path: str, outcomes: list[_Outcome]) -> None:
 
 def _as_json(wanted: _Wanted, outcome: Prediction | LlamaperfError) -> dict[str, object]:
     from pytest_llamaperf import metrics
-    from pytest_llamaperf.predicting import operator_shares, physical_limit
+    from pytest_llamaperf.predicting import operator_seconds, operator_shares, physical_limit
 
     if isinstance(outcome, LlamaperfError):
         return {"case": {"id": wanted.id}, "error": str(outcome)}
@@ -315,6 +324,7 @@ def _as_json(wanted: _Wanted, outcome: Prediction | LlamaperfError) -> dict[str,
         "mean_batch": outcome.mean_batch,
         "peak_batch": outcome.peak_batch,
         "operator_shares": {phase: dict(shares) for phase, shares in operator_shares(outcome).items()},
+        "operator_seconds": operator_seconds(outcome),
         "physical_limit": {"output_throughput": limit},
         "notes": list(outcome.notes),
         "fingerprint": outcome.fingerprint.to_dict(),

@@ -18,6 +18,7 @@ from pytest_llamaperf.errors import UsageError, nearest
 from pytest_llamaperf.limits import Limits, default_limits
 from pytest_llamaperf.measurements import Fingerprint, Source
 from pytest_llamaperf.metrics import Metric
+from pytest_llamaperf.operator_tables import INSTALLED, Tables
 from pytest_llamaperf.traces import Trace
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Run:
     readings   values that the engine reports itself, in the metric's unit; they go before those made of traces
     reproduce  the command that repeats the run by hand, without this project, where there is one
     untraced   in the place of traces, where there are none
+    operators  of a prediction: seconds by kind of operator in a typical iteration, as in Result
     """
 
     traces: tuple[Trace, ...]
@@ -75,6 +77,7 @@ class Run:
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     reproduce: str | None = None
     untraced: Untraced | None = None
+    operators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def elapsed(self) -> float:
@@ -196,12 +199,14 @@ Opener = Callable[[EngineSpec], Engine]
 class Surroundings:
     """What the engines of a session have in common: their deadlines, where they log, and who watches progress.
 
-    on_progress is told what is under way, how much of it is done, and of how much (None: nobody knows).
+    on_progress is told what is under way, how much of it is done, and of how much (None: nobody knows). Predictions are
+    made of `tables`.
     """
 
     deadlines: Deadlines
     logs: Path
     on_progress: Callable[[str, int, int | None], None]
+    tables: Tables = INSTALLED
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,11 @@ BUILT_IN = KINDS
 def built_in_openers(surroundings: Surroundings) -> dict[str, Opener]:
     """How to open each kind of BUILT_IN."""
 
+    def predicted(spec: EngineSpec) -> Engine:
+        from pytest_llamaperf.engines.predicted import PredictedEngine
+
+        return PredictedEngine(spec, surroundings.tables)
+
     def torch(spec: EngineSpec) -> Engine:
         from pytest_llamaperf.engines.torch import TorchEngine
 
@@ -234,7 +244,7 @@ def built_in_openers(surroundings: Surroundings) -> dict[str, Opener]:
 
         return BenchEngine(spec, surroundings)
 
-    return {PREDICTED: open_predicted, "torch": torch, "tensorrt-llm": tensorrt_llm, "trtllm-bench": trtllm_bench}
+    return {PREDICTED: predicted, "torch": torch, "tensorrt-llm": tensorrt_llm, "trtllm-bench": trtllm_bench}
 
 
 def opened_by(brought: Sequence[Mapping[str, Opener]]) -> dict[str, Opener]:
@@ -281,9 +291,3 @@ def readiness(kind: str, kinds: Sequence[str]) -> Readiness:
     if kind == "trtllm-bench" and shutil.which("trtllm-bench") is None:
         return Readiness(False, "there is no trtllm-bench on the PATH; it comes with TensorRT-LLM")
     return Readiness(True, "ready")
-
-
-def open_predicted(spec: EngineSpec) -> Engine:
-    from pytest_llamaperf.engines.predicted import PredictedEngine
-
-    return PredictedEngine(spec)

@@ -12,13 +12,14 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from pytest_llamaperf.cases import Case, Layout, Task, Workload
+from pytest_llamaperf.cases import Case, Layout, Number, Task, Workload
 from pytest_llamaperf.catalog import gpu_named
 from pytest_llamaperf.errors import DoesNotFit, UsageError
 from pytest_llamaperf.lengths import DISTRIBUTIONS, arrival_times, request_lengths
 from pytest_llamaperf.limits import Limits, default_limits
 from pytest_llamaperf.measurements import Fingerprint
 from pytest_llamaperf.metrics import Metric
+from pytest_llamaperf.operator_tables import INSTALLED, Tables, decode_attention
 from pytest_llamaperf.predicting import operators
 from pytest_llamaperf.predicting.batching import Request, Schedule, simulate
 from pytest_llamaperf.predicting.calibration import CALIBRATION, UNCALIBRATED, Calibration
@@ -51,6 +52,7 @@ class Prediction:
     mean_kv: float
     calibration: Calibration
     notes: tuple[str, ...]
+    tables: Tables = INSTALLED
 
     @functools.cached_property
     def values(self) -> Mapping[Metric, float]:
@@ -60,29 +62,36 @@ class Prediction:
     @property
     def fingerprint(self) -> Fingerprint:
         """The operator tables and settings behind the numbers."""
-        core, tables = operators.tables_version(gpu_named(self.case.hardware).operator_tables)
-        settings = {**asdict(self.calibration), **asdict(self.limits)}
+        core, timed = operators.tables_version(gpu_named(self.case.hardware).operator_tables, self.tables)
+        settings = {**asdict(self.calibration), **asdict(self.limits), "decode_attention": decode_attention(timed)}
         settings["cuda_graph_batch_sizes"] = ",".join(map(str, self.limits.cuda_graph_batch_sizes))
         return Fingerprint(
-            versions={"aiconfigurator-core": core, "tensorrt-llm (operator tables)": tables}, settings=settings
+            versions={"aiconfigurator-core": core, "tensorrt-llm (operator tables)": self.tables.version(timed)},
+            settings=settings,
         )
 
 
 def predict(
-    case: Case, *, limits: Limits | None = None, calibration: Calibration = CALIBRATION, view: View = View.SILICON
+    case: Case,
+    *,
+    limits: Limits | None = None,
+    calibration: Calibration = CALIBRATION,
+    view: View = View.SILICON,
+    tables: Tables = INSTALLED,
 ) -> Prediction:
     """Simulate the whole run of the case; `limits` default to those trtllm-bench would choose.
 
     With View.PHYSICAL_LIMIT and UNCALIBRATED the result is what arithmetic and bandwidth of the GPU allow at best.
-    Raises UsageError for a case that is no workload on a GPU of the catalog, DoesNotFit when it needs more memory
-    than there is, EngineError where operator times are missing.
+    Raises UsageError for a case that is no workload on a GPU of the tables, DoesNotFit when it needs more memory than
+    there is, EngineError where operator times are missing.
     """
     workload = _workload(case)
     gpu_named(case.hardware)  # limits can be chosen for a CPU, operator times cannot
-    deployment = _deployment(case)
+    tables.check(case.hardware)
+    deployment = _deployment(case, tables)
     lengths = request_lengths(workload)
     limits = limits or default_limits(case)
-    memory = _memory(case, limits)
+    memory = _memory(case, deployment, limits)
     times = operators.operator_times(deployment, view)
 
     schedules = []
@@ -106,23 +115,36 @@ def predict(
         peak_batch=sum(copies * schedule.peak_batch for copies, schedule in schedules),
         mean_kv=max(schedule.mean_kv for _, schedule in schedules),
         calibration=calibration,
-        notes=_notes(workload, lengths, limits, case, [schedule for _, schedule in schedules]),
+        notes=_notes(workload, lengths, limits, deployment, [schedule for _, schedule in schedules]),
+        tables=tables,
     )
 
 
-def operator_shares(prediction: Prediction) -> Mapping[str, Mapping[str, float]]:
-    """Shares (0 to 1) of GEMM, attention, all-reduce, pipeline and other.
+def operator_seconds(prediction: Prediction) -> Mapping[str, Mapping[str, float]]:
+    """Seconds of GEMM, attention, all-reduce, pipeline and other, calibrated as the prediction is.
 
-    `decode` is a typical decode iteration of the run, `prompt` an iteration over one whole mean prompt.
+    `decode` is a typical decode iteration of the run, `prompt` an iteration over one whole mean prompt; `decode at best`
+    and `prompt at best` are the same at the speed of light of the GPU.
     """
-    times = operators.operator_times(_deployment(prediction.case))
     lanes = prediction.case.layout.dp * prediction.case.layout.pp
-    batch = max(1, round(prediction.mean_batch / lanes))
+    batch, kv = max(1, round(prediction.mean_batch / lanes)), max(1, round(prediction.mean_kv))
     prompt = sum(trace.input_tokens for trace in prediction.traces) // len(prediction.traces)
-    return {
-        "decode": _shares(times.decode_shares(batch, max(1, round(prediction.mean_kv)))),
-        "prompt": _shares(times.prompt_shares(prompt)),
-    }
+    deployment = _deployment(prediction.case, prediction.tables)
+    found = {}
+    for view, suffix, scale in (
+        (View.SILICON, "", prediction.calibration.scale),
+        (View.PHYSICAL_LIMIT, " at best", UNCALIBRATED.scale),
+    ):
+        times = operators.operator_times(deployment, view)
+        for phase, seconds in (("decode", times.decode_by_kind(batch, kv)), ("prompt", times.prompt_by_kind(prompt))):
+            found[phase + suffix] = {kind: scale * part for kind, part in seconds.items()}
+    return found
+
+
+def operator_shares(prediction: Prediction) -> Mapping[str, Mapping[str, float]]:
+    """Shares (0 to 1) of kinds of operators in `decode` and `prompt`, as in `operator_seconds`."""
+    seconds = operator_seconds(prediction)
+    return {phase: _shares(seconds[phase]) for phase in ("decode", "prompt")}
 
 
 def _shares(seconds: Mapping[str, float]) -> Mapping[str, float]:
@@ -132,12 +154,18 @@ def _shares(seconds: Mapping[str, float]) -> Mapping[str, float]:
 
 def physical_limit(prediction: Prediction) -> Prediction:
     """The same run, every operator at the speed of light of the GPU: nothing real can be faster."""
-    return predict(prediction.case, limits=prediction.limits, calibration=UNCALIBRATED, view=View.PHYSICAL_LIMIT)
+    return predict(
+        prediction.case,
+        limits=prediction.limits,
+        calibration=UNCALIBRATED,
+        view=View.PHYSICAL_LIMIT,
+        tables=prediction.tables,
+    )
 
 
 def memory_of(case: Case, limits: Limits | None = None) -> Memory:
     """Memory of one GPU and KV capacity, without simulating anything. Raises DoesNotFit."""
-    return _memory(case, limits or default_limits(case))
+    return _memory(case, _deployment(case, INSTALLED), limits or default_limits(case))
 
 
 def _workload(case: Case) -> Workload:
@@ -146,10 +174,10 @@ def _workload(case: Case) -> Workload:
     return case.work
 
 
-def _deployment(case: Case) -> Deployment:
+def _deployment(case: Case, tables: Tables) -> Deployment:
     operators.check_recipe(case.recipe)
-    tables = gpu_named(case.hardware).operator_tables
-    return Deployment(case.model, case.recipe, Layout(case.layout.tp, case.layout.pp), tables)
+    system = gpu_named(case.hardware).operator_tables
+    return Deployment(case.model, case.recipe, Layout(case.layout.tp, case.layout.pp), system, tables)
 
 
 @dataclass(frozen=True)
@@ -185,10 +213,10 @@ def _lanes(workload: Workload, layout: Layout, lengths: Sequence[tuple[int, int]
     return lanes
 
 
-def _memory(case: Case, limits: Limits) -> Memory:
+def _memory(case: Case, deployment: Deployment, limits: Limits) -> Memory:
     """Of one GPU, and the tokens one replica can cache: a GPU holds 1/pp of the layers of each of them."""
     gpu = gpu_named(case.hardware)
-    used = operators.device_memory(_deployment(case), limits.max_num_tokens)
+    used = operators.device_memory(deployment, limits.max_num_tokens)
     free = used.capacity - used.weights - used.other
     if free <= 0:
         gib = 2.0**30
@@ -206,21 +234,24 @@ def _notes(
     workload: Workload,
     lengths: Sequence[tuple[int, int]],
     limits: Limits,
-    case: Case,
+    deployment: Deployment,
     schedules: Sequence[Schedule],
 ) -> tuple[str, ...]:
     """What a reader of the numbers must know: everything outside what was measured, and every assumption."""
     notes = operators.beyond_measured(
-        _deployment(case),
+        deployment,
         prompt=max(isl for isl, _ in lengths),
         iteration=min(limits.max_num_tokens, sum(isl for isl, _ in lengths)),
         sequence=max(isl + osl for isl, osl in lengths),
         batch=max(schedule.peak_batch for schedule in schedules),
         cached=max(schedule.peak_cached for schedule in schedules),
     )
+    borrowed = deployment.tables.quantization
+    if borrowed and Number.FP8_TENSOR in (deployment.recipe.attention, deployment.recipe.feed_forward):
+        notes.append(f"quantizing activations was not timed in {deployment.tables.timed}: that of {borrowed} stands in")
     if workload.lengths != "constant":
         notes.append(DISTRIBUTIONS[workload.lengths].note)
-    if case.layout.pp > 1 and workload.concurrency != 1:
+    if deployment.layout.pp > 1 and workload.concurrency != 1:
         notes.append("the pipeline is taken to be full at all times: an upper bound")
     if workload.arrival_rate is not None or (workload.concurrency or 0) > 1:
         notes.append("time to first token below saturation is known to come out too low (0.6x)")

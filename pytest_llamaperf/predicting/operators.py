@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llamaperf.cases import Layout, Model, Number, Recipe
 from pytest_llamaperf.errors import EngineError, UsageError
+from pytest_llamaperf.operator_tables import INSTALLED, Tables
+from pytest_llamaperf.wording import shown_path
 
 if TYPE_CHECKING:
     from aiconfigurator_core.sdk import EngineHandle
@@ -34,12 +36,13 @@ class View(StrEnum):
 
 @dataclass(frozen=True)
 class Deployment:
-    """What operator times depend on. `tables` is the GPU's name in aiconfigurator-core, such as h200_sxm."""
+    """What operator times depend on. `system` is the GPU's name in aiconfigurator-core, such as h200_sxm."""
 
     model: Model
     recipe: Recipe
     layout: Layout
-    tables: str
+    system: str
+    tables: Tables = INSTALLED
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,29 @@ class DeviceMemory:
     kv_per_token: float
 
 
-# What was measured, of the trtllm tables of aiconfigurator-core 0.12.0 for h100_sxm, h200_sxm and b200_sxm; beyond
-# it the package extrapolates without a word. tests/test_operators.py compares this with the tables.
-MEASURED_PROMPT = 16384  # tokens of one prompt
-MEASURED_PROMPT_HEADS = 96  # attention heads on one GPU, of prompts
-MEASURED_GEMM_ROWS = 32768  # tokens of one iteration
-MEASURED_GEMM_SIDE = 65536  # rows and columns of a weight matrix
-MEASURED_KV = 131072  # tokens of one decoding sequence
-MEASURED_BATCH = 2048  # decoding sequences
+@dataclass(frozen=True)
+class Measured:
+    """How far the tables go; beyond that aiconfigurator-core extrapolates without a word.
+
+    prompt        tokens of one prompt
+    prompt_heads  attention heads on one GPU, of prompts
+    gemm_rows     tokens of one iteration
+    gemm_side     rows and columns of a weight matrix
+    kv            tokens of one decoding sequence
+    batch         decoding sequences
+    """
+
+    prompt: int
+    prompt_heads: int
+    gemm_rows: int
+    gemm_side: int
+    kv: int
+    batch: int
+
+
+# Of the trtllm tables of aiconfigurator-core 0.12.0 for h100_sxm, h200_sxm and b200_sxm; tests/test_operators.py compares
+# this with them.
+MEASURED = Measured(prompt=16384, prompt_heads=96, gemm_rows=32768, gemm_side=65536, kv=131072, batch=2048)
 
 # aiconfigurator's names. fp8_static is its measured dynamic FP8 less the measured cost of finding the scales.
 _MODES = {
@@ -121,11 +139,11 @@ class OperatorTimes:
         low, high = self._decode_attention(batch, below), self._decode_attention(batch, below + step)
         return low + (high - low) * (kv - below) / step
 
-    def decode_shares(self, batch: int, kv: int) -> Mapping[str, float]:
+    def decode_by_kind(self, batch: int, kv: int) -> Mapping[str, float]:
         """Seconds of a decode iteration by kind of operator: GEMM, attention, all-reduce, pipeline, other."""
         return _by_kind(self._ask("decode_step_per_op", batch, max(1, kv - 1), 1))
 
-    def prompt_shares(self, tokens: int) -> Mapping[str, float]:
+    def prompt_by_kind(self, tokens: int) -> Mapping[str, float]:
         """Seconds of an iteration over one whole prompt, by kind of operator."""
         parts = self._ask("mixed_step_breakdown_per_op", tokens, 0, tokens, 0)
         return _by_kind([op for part in parts for op in part])
@@ -165,27 +183,55 @@ def operator_times(deployment: Deployment, view: View = View.SILICON) -> Operato
 
 
 @functools.cache
-def tables_version(tables: str) -> tuple[str, str]:
+def tables_version(system: str, tables: Tables = INSTALLED) -> tuple[str, str]:
     """(version of aiconfigurator-core, version of TensorRT-LLM the operator times of a GPU were measured on)."""
     from importlib.metadata import version
 
     with _translated_errors("reading its version"):
         from aiconfigurator_core.sdk.perf_database import get_database_view
 
-        database: Any = get_database_view(tables, "trtllm", "current", database_mode="SILICON")
+        database: Any = get_database_view(
+            system, "trtllm", tables.timed, systems_paths=tables.systems_path, database_mode="SILICON"
+        )
     return version("aiconfigurator-core"), str(database.version)
 
 
 @functools.cache
-def gpu_memory(tables: str) -> float:
+def gpu_memory(system: str, tables: Tables = INSTALLED) -> float:
     """Bytes of one GPU by aiconfigurator-core: 80, 141 and 180 GiB, up to 0.6 % more than the driver reports.
 
     For its model of memory only, whose reserve for the runtime was set beside these sizes.
     """
-    with _translated_errors(f"reading the GPU {tables}"):
+    with _translated_errors(f"reading the GPU {system}"):
         from aiconfigurator_core.sdk.perf_database import load_system_spec
 
-        return float(load_system_spec(tables)["gpu"]["mem_capacity"])
+        return float(load_system_spec(system, tables.systems_path)["gpu"]["mem_capacity"])
+
+
+@functools.cache
+def measured(system: str, tables: Tables) -> Measured:
+    """How far tables go: those in a folder say so themselves. Raises EngineError for one that cannot be read."""
+    if tables.folder is None:
+        return MEASURED
+    from pyarrow import ArrowInvalid, parquet
+
+    data = tables.folder / "data" / system
+
+    def largest(family: str, table: str, column: str) -> int:
+        path = data / family / "trtllm" / tables.timed / f"{table}.parquet"
+        try:
+            return int(max(parquet.read_table(path, columns=[column])[column].to_pylist()))
+        except (OSError, ArrowInvalid, KeyError, ValueError) as problem:
+            raise EngineError(f"{shown_path(path)}: is no table of operator times: {problem}") from None
+
+    return Measured(
+        prompt=largest("attention", "context_attention_perf", "isl"),
+        prompt_heads=largest("attention", "context_attention_perf", "num_heads"),
+        gemm_rows=largest("gemm", "gemm_perf", "m"),
+        gemm_side=largest("gemm", "gemm_perf", "n"),
+        kv=largest("attention", "generation_attention_perf", "step") + 1,  # tokens before the one that is computed
+        batch=largest("attention", "generation_attention_perf", "batch_size"),
+    )
 
 
 def device_memory(deployment: Deployment, max_num_tokens: int) -> DeviceMemory:
@@ -199,9 +245,10 @@ def device_memory(deployment: Deployment, max_num_tokens: int) -> DeviceMemory:
 
         estimate = estimate_kv_cache(
             directory,
-            deployment.tables,
+            deployment.system,
             "trtllm",
-            "current",
+            deployment.tables.timed,
+            systems_path=deployment.tables.systems_path,
             max_num_tokens=max_num_tokens,
             max_batch_size=1,
             memory_fraction_kind="of_free",
@@ -214,7 +261,7 @@ def device_memory(deployment: Deployment, max_num_tokens: int) -> DeviceMemory:
         )
     parts = estimate["memory_breakdown"]
     return DeviceMemory(
-        capacity=gpu_memory(deployment.tables),
+        capacity=gpu_memory(deployment.system, deployment.tables),
         weights=recipe.weight_bytes(deployment.model) / (layout.tp * layout.pp),
         other=parts["activations_bytes"] + parts["runtime_overhead_bytes"] + parts["comm_overhead_bytes"],
         kv_per_token=estimate["kv_size_per_token_bytes"],
@@ -229,24 +276,25 @@ def beyond_measured(
     `iteration` is the most tokens of one iteration, `cached` the most that all decoding sequences held at once.
     """
     model, tp = deployment.model, deployment.layout.tp
+    reach = measured(deployment.system, deployment.tables)
     heads = model.heads // tp
     widest = max(2 * model.feed_forward // tp, model.vocabulary // tp, model.hidden)
     # Decode attention was measured up to a product of heads, sequences and tokens that depends on the sequences.
     measured_attention = 1 << 23 if batch > 128 else min(batch << 21, 1 << 24)
     found = {
-        f"prompts beyond {MEASURED_PROMPT:,} tokens": prompt > MEASURED_PROMPT,
-        f"prompts with over {MEASURED_PROMPT_HEADS} heads on a GPU": heads > MEASURED_PROMPT_HEADS,
-        f"iterations beyond {MEASURED_GEMM_ROWS:,} tokens": iteration > MEASURED_GEMM_ROWS,
-        f"weight matrices beyond {MEASURED_GEMM_SIDE:,} columns": widest > MEASURED_GEMM_SIDE,
-        f"sequences beyond {MEASURED_KV:,} tokens": sequence > MEASURED_KV,
-        f"decode batches beyond {MEASURED_BATCH:,} sequences": batch > MEASURED_BATCH,
+        f"prompts beyond {reach.prompt:,} tokens": prompt > reach.prompt,
+        f"prompts with over {reach.prompt_heads} heads on a GPU": heads > reach.prompt_heads,
+        f"iterations beyond {reach.gemm_rows:,} tokens": iteration > reach.gemm_rows,
+        f"weight matrices beyond {reach.gemm_side:,} columns": widest > reach.gemm_side,
+        f"sequences beyond {reach.kv:,} tokens": sequence > reach.kv,
+        f"decode batches beyond {reach.batch:,} sequences": batch > reach.batch,
         "decode attention over more tokens at once": heads * cached > measured_attention,
     }
     return [f"extrapolated, not measured: {what}" for what, is_so in found.items() if is_so]
 
 
 def _handle(deployment: Deployment, view: View) -> EngineHandle:
-    recipe, layout = deployment.recipe, deployment.layout
+    recipe, layout, tables = deployment.recipe, deployment.layout, deployment.tables
     uniform = recipe.attention is recipe.feed_forward and not recipe.bf16_layers
     with _translated_errors(_described(deployment)), _model_directory(deployment.model) as directory:
         from aiconfigurator_core.sdk import EngineHandle
@@ -254,14 +302,15 @@ def _handle(deployment: Deployment, view: View) -> EngineHandle:
         if uniform and view is View.SILICON:
             return EngineHandle.compile(
                 directory,
-                deployment.tables,
+                deployment.system,
                 "trtllm",
-                backend_version="current",
+                backend_version=tables.timed,
+                systems_path=tables.systems_path,
                 tp_size=layout.tp,
                 pp_size=layout.pp,
                 **_modes(recipe),
             )
-        return EngineHandle(_mixed_spec(deployment, view, directory))
+        return EngineHandle(_mixed_spec(deployment, view, directory), systems_path=tables.systems_path)
 
 
 def _mixed_spec(deployment: Deployment, view: View, directory: str) -> bytes:
@@ -273,9 +322,10 @@ def _mixed_spec(deployment: Deployment, view: View, directory: str) -> bytes:
     from aiconfigurator_core.sdk.perf_database import get_database_view
 
     database: Any = get_database_view(
-        deployment.tables,
+        deployment.system,
         "trtllm",
-        "current",
+        deployment.tables.timed,
+        systems_paths=deployment.tables.systems_path,
         database_mode=view.value,
         allow_missing_data=view is not View.SILICON,
     )
@@ -285,12 +335,12 @@ def _mixed_spec(deployment: Deployment, view: View, directory: str) -> bytes:
         build_engine_spec_json(
             get_model(directory, config, "trtllm"),
             model_path=directory,
-            system=deployment.tables,
+            system=deployment.system,
             backend="trtllm",
             nextn=0,
             backend_version=database.version,
             kv_block_size=None,
-            systems_path=None,
+            systems_path=deployment.tables.systems_path,
             database=database,
         )
     )
@@ -331,7 +381,8 @@ def _by_kind(operators: list[tuple[str, float, float, str]]) -> Mapping[str, flo
 
 
 def _described(deployment: Deployment) -> str:
-    return f"{deployment.model} {deployment.recipe} {deployment.layout} on {deployment.tables}"
+    told = f"{deployment.model} {deployment.recipe} {deployment.layout} on {deployment.system}"
+    return told if deployment.tables == INSTALLED else f"{told} by operator tables of {deployment.tables.timed}"
 
 
 @contextlib.contextmanager
