@@ -6,6 +6,7 @@ survive pytest-xdist and JSON unchanged.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.records import Result, TestRecord
 from pytest_llamaperf.wording import shown_path
 
-# 1: run, results, tests, decision.
+# 1: run, results, tests, decision; and a checksum, which the first runs do not have.
 SCHEMA = 1
 
 
@@ -76,19 +77,20 @@ class RunLog:
 
 def run_document(header: RunHeader, tests: Sequence[TestRecord], decision: Decision) -> dict[str, object]:
     """The content of run.json."""
-    return {
+    document = {
         "schema": SCHEMA,
         "run": asdict(header),
         "results": [result.to_dict() for test in tests for result in test.results],
         "tests": [test.to_dict(with_results=False) for test in tests],
         "decision": {"releasable": decision.releasable, "reasons": list(decision.reasons)},
     }
+    return {**document, "checksum": _checksum(document)}
 
 
 def read_run(path: Path) -> Run:
     """From a folder of results, a run.json, or the run.jsonl of a run that was cut off.
 
-    Raises UsageError for what is not there, of another schema, or damaged, and says where.
+    Raises UsageError for what is not there, of another schema, damaged or changed since, and says where.
     """
     found = path
     if path.is_dir():
@@ -100,9 +102,23 @@ def read_run(path: Path) -> Run:
         told = problem.strerror if isinstance(problem, OSError) else "it is no text"
         raise UsageError(f"{where}: cannot be read: {told}; name a folder that --results wrote") from None
     try:
-        return _cut_off(where, text) if found.suffix == ".jsonl" else _finished(_parsed(where, text))
+        if found.suffix == ".jsonl":
+            return _cut_off(where, text)
+        document = _parsed(where, text)
+        run = _finished(document)
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise UsageError(f"{where}: is no run as this version writes it: {type(problem).__name__}: {problem}") from None
+    if document.get("checksum", _checksum(document)) != _checksum(document):
+        raise UsageError(
+            f"{where}: was changed after it was written, for its checksum is of other content; use the original"
+        )
+    return run
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    """Of what JSON makes of a document, without the checksum itself; against accidents and hasty hands, not forgers."""
+    plain = json.loads(json.dumps({name: value for name, value in document.items() if name != "checksum"}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _finished(document: Mapping[str, Any]) -> Run:

@@ -38,6 +38,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def printable(text: str) -> str:
+    """A name that somebody else chose: what would steer a terminal is shown as what it is."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def shown_path(path: Path) -> str:
     """A path as people type it, from where they stand."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

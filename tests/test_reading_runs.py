@@ -97,3 +97,21 @@ def test_what_is_no_run_is_refused(folder: Path, change: dict[str, object], prob
 
     with pytest.raises(UsageError, match=problem):
         read_run(path)
+
+
+def test_a_run_that_was_changed_is_refused_and_one_without_a_checksum_read(folder: Path) -> None:
+    path = folder / "run.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document, indent=3))  # laid out otherwise, it is the same
+    assert read_run(path) == Run(HEADER, TESTS, DECISION)
+
+    document["results"][0]["value"] += 1
+    path.write_text(json.dumps(document))
+    with pytest.raises(
+        UsageError, match=r"run\.json: was changed after it was written, for its checksum is of other content"
+    ):
+        read_run(path)
+
+    del document["checksum"]
+    path.write_text(json.dumps(document))
+    assert read_run(path).results[0].value == 463.0

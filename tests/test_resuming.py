@@ -147,6 +147,7 @@ def earlier(folder: Folder, **outcomes: str) -> None:
     document = folder.run_json()
     for result in document["results"]:
         result["outcome"] = outcomes.get(result["case"]["recipe"].replace("-", "_"), "pass")
+    del document["checksum"]  # as in the first runs
     (folder.path / "out" / "run.json").write_text(json.dumps(document))
 
 

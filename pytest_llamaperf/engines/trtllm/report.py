@@ -23,7 +23,7 @@ from pytest_llamaperf.traces import Trace, summarize
 ROUNDING = 0.01
 
 # Where each metric stands, and what makes base units of it.
-_FIGURES: Mapping[Metric, tuple[str, float]] = {
+FIGURES: Mapping[Metric, tuple[str, float]] = {
     metrics.OUTPUT_THROUGHPUT: ("performance.system_output_throughput_tok_s", 1.0),
     metrics.OUTPUT_THROUGHPUT_PER_GPU: ("performance.output_throughput_per_gpu_tok_s", 1.0),
     metrics.OUTPUT_SPEED_PER_USER: ("performance.output_throughput_per_user_tok_s", 1.0),
@@ -77,7 +77,7 @@ def read_report(path: Path, asked: Asked) -> Reported:
     if problems:
         raise BadReport("\n".join(problems))
     figures = {
-        metric: value * scale for metric, (place, scale) in _FIGURES.items()
+        metric: value * scale for metric, (place, scale) in FIGURES.items()
         if (value := _number(report, place)) is not None
     }  # fmt: skip
     if _has_single_tokens(asked):  # which it counts as a time of 0 for a token after the first
@@ -190,7 +190,7 @@ def _wrong_numbers(report: Mapping[str, Any], asked: Asked) -> Iterator[str]:
                 value == 0 and not (after_the_first and _has_single_tokens(asked))
             ):  # fmt: skip
                 yield f"{place} is {value:g}"
-    for place, _ in _FIGURES.values():
+    for place, _ in FIGURES.values():
         if _as_none(found := _at(report, place)) is not None and _number(report, place) is None:
             yield f"{place} is {found!r}, which is no number"
 
