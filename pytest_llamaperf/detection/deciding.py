@@ -40,7 +40,7 @@ class CellVerdict:
     @property
     def reason(self) -> str:
         """One sentence: how much, of what, on what evidence, and what is allowed."""
-        return f"{self._change} {self._evidence}; {self._conclusion}"
+        return f"{self._change} {self._evidence}; {self.conclusion}"
 
     def __str__(self) -> str:
         return f"{self.cell.case}: {self.outcome}: {self.reason}"
@@ -70,7 +70,8 @@ class CellVerdict:
         return f"in {counted(after, 'restart')} against {before:,} of {self.against}"
 
     @property
-    def _conclusion(self) -> str:
+    def conclusion(self) -> str:
+        """What follows from the evidence, without the numbers."""
         allowed, bound = (f"{_percent(share)} %" for share in (self.allowance.allowed, self.allowance.bound))
         match self.outcome:
             case Outcome.REGRESSION:

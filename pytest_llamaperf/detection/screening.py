@@ -81,9 +81,20 @@ def screen(
     """
     refuse_unlike(baseline, candidate, {Side.BASELINE: rule.least_baseline, Side.CANDIDATE: rule.least_candidate})
     cells = tuple(sorted(baseline))
-    before = [logarithms(cell, baseline[cell]) for cell in cells]
-    after = [logarithms(cell, candidate[cell]) for cell in cells]
-    earlier = [[logarithms(cell, release[cell]) for release in history if cell in release] for cell in cells]
+    rows = [(cell, baseline[cell], candidate[cell], [old[cell] for old in history if cell in old]) for cell in cells]
+    return screen_rows(rows, rule, against)
+
+
+# A cell with its readings in the baseline, in the candidate, and in each earlier release.
+Row = tuple[Cell, Sequence[float], Sequence[float], Sequence[Sequence[float]]]
+
+
+def screen_rows(rows: Sequence[Row], rule: Rule, against: str) -> Screening:
+    """As `screen`, in the order of the rows, whose readings are known to be enough of them, and possible."""
+    cells = tuple(row[0] for row in rows)
+    before = [logarithms(cell, readings) for cell, readings, _, _ in rows]
+    after = [logarithms(cell, readings) for cell, _, readings, _ in rows]
+    earlier = [[logarithms(cell, readings) for readings in more] for cell, _, _, more in rows]
     releases = [[old, new, *more] for old, new, more in zip(before, after, earlier, strict=True)]
     noise = restart_noise(releases, [cell.metric.name for cell in cells], rule.outliers, rule.floor)
     return Screening(cells, matrix(before), matrix(after), noise, _limits(cells, rule), rule, against)
@@ -95,11 +106,13 @@ def suspicious(loss: Loss, limits: Limits, level: float, doubt: float) -> Flags:
 
 
 def _limits(cells: Sequence[Cell], rule: Rule) -> Limits:
+    """Computed once a metric: there are few of them, and many cells."""
     import numpy as np
 
-    allowances = [(cell, rule.allowance(cell.metric)) for cell in cells]
-    return Limits(
-        np.array([logarithm_of(cell, allowance.allowed) for cell, allowance in allowances]),
-        np.array([logarithm_of(cell, allowance.least) for cell, allowance in allowances]),
-        np.array([logarithm_of(cell, allowance.bound) for cell, allowance in allowances]),
-    )
+    one_of_each = {cell.metric: cell for cell in cells}
+    logs = {}
+    for metric, cell in one_of_each.items():
+        allowance = rule.allowance(metric)
+        losses = (allowance.allowed, allowance.least, allowance.bound)
+        logs[metric] = tuple(logarithm_of(cell, loss) for loss in losses)
+    return Limits(*np.array([logs[cell.metric] for cell in cells]).T)
