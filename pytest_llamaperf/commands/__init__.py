@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pytest_llamaperf.commands.compare import compare
 from pytest_llamaperf.commands.confirm import confirm
 from pytest_llamaperf.commands.doctor import doctor
 from pytest_llamaperf.commands.history import history
@@ -48,6 +49,7 @@ main.add_command(predict)
 main.add_command(doctor)
 main.add_command(launch)
 main.add_command(confirm)
+main.add_command(compare)
 main.add_command(history)
 main.add_command(report)
 main.add_command(tables)
