@@ -21,8 +21,10 @@ from pytest_llamaperf.accuracy.paired import compare, pair_scores
 from pytest_llamaperf.commands import main
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.gates import Decision, decide
+from pytest_llamaperf.history import open_history
 from pytest_llamaperf.measurements import Fingerprint
 from pytest_llamaperf.metrics import OUTPUT_THROUGHPUT
+from pytest_llamaperf.observations import Observation, observations_of
 from pytest_llamaperf.records import Result, TestRecord
 from pytest_llamaperf.report.page import page
 from pytest_llamaperf.report.visible import visible_text
@@ -70,6 +72,12 @@ def accuracy(lost: int, gained: int) -> Result:
 def run_of(*results: Result, tests: tuple[TestRecord, ...] = (), header: RunHeader = HEADER) -> Run:
     records = tuple(record(r, outcome="passed" if r.outcome == "pass" else "failed") for r in results) + tests
     return Run(header, records, decide(records))
+
+
+@pytest.fixture(autouse=True)
+def no_history(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Of whoever runs the tests; what was published is always there."""
+    monkeypatch.setenv("LLAMAPERF_HISTORY", str(tmp_path_factory.getbasetemp() / "none.sqlite"))
 
 
 class Read(HTMLParser):
@@ -495,3 +503,67 @@ def test_without_scripts_the_page_is_whole(browser: Any, tmp_path: Path) -> None
     assert not found.locator("#controls").is_visible()
     assert found.locator("figure svg").count() > 2
     context.close()
+
+
+# History
+
+
+def known(
+    version: str | None, value: float, source: str = "measured", harness: str = "pytest-llamaperf/tensorrt-llm"
+) -> Observation:
+    return Observation(
+        case().id, "output_throughput", "tok/s", "higher", source, value, f"{source} {version} {value}", harness,
+        version, machine={"driver": "570.1"},
+    )  # fmt: skip
+
+
+def test_a_history_has_its_steps_and_breaks() -> None:
+    before = [known(f"1.0.{minor}", 1000.0 + 2 * (n % 3)) for minor in range(4) for n in range(3)]
+    after = [known(f"1.0.{minor}", 900.0 + 2 * (n % 3)) for minor in range(4, 8) for n in range(3)]
+    published = [known("1.0", 990.0, "published", "perf-overview")]
+
+    text = page(run_of(result(900.0, 902.0)), [*before, *after, *published])
+
+    read = Read(text)
+    assert "As a table: 1 value with a history" in read.text
+    assert re.search(r"-1\d\.\d% \(-1\d\.\d% to -\d+\.\d%\) at 1\.0\.4", read.text)
+    assert "source measured -> published; harness pytest-llamaperf/tensorrt-llm -> perf-overview" in read.text
+    assert "break: source measured" in text
+    chart = next(a["aria-label"] for tag, a in read.tags if tag == "svg" and "2 lines" in str(a.get("aria-label")))
+    assert "step -1" in str(chart)
+
+
+def test_values_in_another_unit_are_told_and_not_drawn_beside() -> None:
+    per_gpu = dataclasses.replace(known("1.0", 57.9, "published", "perf-overview"), unit="tok/s/GPU")
+
+    text = page(run_of(result(470.0, 471.0)), [per_gpu])
+
+    assert "1.0: 57.90 tok/s/GPU" in Read(text).text
+    assert "unit tok/s -> tok/s/GPU" in Read(text).text
+    assert "57.90 tok/s of" not in text
+
+
+def test_a_history_with_hostile_strings_is_text() -> None:
+    text = page(run_of(result(470.0, 471.0)), [known(HOSTILE, 480.0, "published", HOSTILE)])
+
+    assert [tag for tag, _ in Read(text).tags].count("script") == 1
+    assert not {"\x1b", "\x00", "\u202e"} & set(text)
+
+
+def test_a_run_that_is_in_the_history_already_is_not_its_own_past() -> None:
+    run = run_of(result(900.0, 902.0))
+
+    assert "History" not in Read(page(run, observations_of(run))).text
+
+
+def test_the_command_asks_the_history_that_it_is_told(folder: Path, tmp_path: Path) -> None:
+    with open_history(str(tmp_path / "history.sqlite"), create=True) as history:
+        history.add([known("1.1", 480.0)])
+
+    found = CliRunner().invoke(main, ["report", str(folder), "--db", str(tmp_path / "history.sqlite")])
+    missing = CliRunner().invoke(main, ["report", str(folder), "--db", str(tmp_path / "none.sqlite")])
+
+    assert found.exit_code == 0
+    assert "1.1 to 1.2.1: 480.0 tok/s to 300.5 tok/s, -37.4 %" in Read((folder / "report.html").read_text()).text
+    assert missing.exit_code == 2
+    assert "there is no history" in missing.output

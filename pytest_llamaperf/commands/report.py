@@ -15,7 +15,8 @@ import click
     type=click.Path(path_type=Path, dir_okay=False),
     help="the page to write (default: report.html beside the run)",
 )
-def report(run: Path, output: Path | None) -> None:
+@click.option("--db", metavar="PATH|URL", help="the history; without it the default one, which has what was published")
+def report(run: Path, output: Path | None, db: str | None) -> None:
     """Write RUN as one HTML page: the decision, failures with how to repeat them, every value, and charts.
 
     RUN is a folder that --results wrote, a run.json, or the run.jsonl of a run that was cut off. The page needs neither
@@ -28,11 +29,16 @@ def report(run: Path, output: Path | None) -> None:
     """
     from pytest_llamaperf.errors import UsageError
     from pytest_llamaperf.files import write_atomically
+    from pytest_llamaperf.history import open_history
     from pytest_llamaperf.report.page import page
+    from pytest_llamaperf.report.rows import rows_of
     from pytest_llamaperf.runs import read_run
 
     path = output or (run if run.is_dir() else run.parent) / "report.html"
-    text = page(read_run(run))
+    found = read_run(run)
+    with open_history(db) as history:
+        there = {row.id for row in rows_of(found.results)}.intersection(history.known("case"))
+        text = page(found, history.find(case=sorted(there)) if there else ())
     try:
         write_atomically(path, text)
     except OSError as problem:

@@ -12,8 +12,9 @@ from datetime import datetime
 from importlib import resources
 
 from pytest_llamaperf.metrics import ACCURACY
+from pytest_llamaperf.observations import Observation, observations_of
 from pytest_llamaperf.records import Result, TestRecord
-from pytest_llamaperf.report import charts
+from pytest_llamaperf.report import charts, past
 from pytest_llamaperf.report.drawing import require
 from pytest_llamaperf.report.rows import Mark, Row, rows_of
 from pytest_llamaperf.report.visible import visible
@@ -44,14 +45,17 @@ class Failure:
     by_hand: str | None
 
 
-def page(run: Run) -> str:
-    """Raises UsageError for results that this version did not write, or without the packages of the extra `report`."""
+def page(run: Run, known: Iterable[Observation] = ()) -> str:
+    """`known` is what a history has of the cases of the run.
+
+    Raises UsageError for results that this version did not write, or without the packages of the extra `report`."""
     require()
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     run = visible(run)
     rows = rows_of(run.results)
+    pasts = past.pasts_of(observations_of(run), known)
     iterations = charts.iterations(rows)
     environment = Environment(
         loader=PackageLoader("pytest_llamaperf.report"),
@@ -63,6 +67,7 @@ def page(run: Run) -> str:
     environment.globals |= {
         "amount": amount, "change": change, "interval": interval, "counted": counted, "Mark": Mark, "svg": Markup,
         "signs": SIGNS, "first": _OPEN_AT_FIRST, "kinds": charts.KINDS,
+        "visible": visible, "told_steps": past.told, "first_and_last": past.first_and_last,
     }  # fmt: skip
     explained = _explained(rows)
     script = _file("page.js")
@@ -90,6 +95,9 @@ def page(run: Run) -> str:
         operators=charts.operators(iterations),
         accuracy=[row for row in rows if row.paired or row.result.metric == ACCURACY.name],
         accuracies=charts.accuracies(rows),
+        pasts=pasts,
+        past_marks=[mark for mark in Mark if any(line.source == mark for one in pasts for line in one.lines)],
+        past_figures=past.drawn(pasts),
         notes=Counter(note for row in rows for note in row.result.notes),
         versions=_variants(row.versions for row in rows),
         settings=_variants(row.settings for row in rows),
