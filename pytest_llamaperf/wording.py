@@ -38,6 +38,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def printable(text: str) -> str:
+    """On one line, with escapes in the place of what would move a terminal's cursor, or cannot be encoded."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def shown_path(path: Path) -> str:
     """A path as people type it, from where they stand."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pytest_llamaperf.commands.accept import accept
 from pytest_llamaperf.commands.confirm import confirm
 from pytest_llamaperf.commands.doctor import doctor
 from pytest_llamaperf.commands.launch import launch
@@ -47,3 +48,4 @@ main.add_command(doctor)
 main.add_command(launch)
 main.add_command(confirm)
 main.add_command(report)
+main.add_command(accept)
