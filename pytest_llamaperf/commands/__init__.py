@@ -15,6 +15,7 @@ from pytest_llamaperf.commands.doctor import doctor
 from pytest_llamaperf.commands.launch import launch
 from pytest_llamaperf.commands.predict import predict
 from pytest_llamaperf.commands.report import report
+from pytest_llamaperf.commands.summary import summary
 from pytest_llamaperf.errors import LlamaperfError, UsageError
 
 
@@ -49,3 +50,4 @@ main.add_command(launch)
 main.add_command(confirm)
 main.add_command(report)
 main.add_command(accept)
+main.add_command(summary)
