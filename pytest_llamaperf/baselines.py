@@ -20,19 +20,21 @@ from pathlib import Path
 
 from pytest_llamaperf.cases import ENGINES, Case, Layout
 from pytest_llamaperf.catalog import case_of_key, check_weights, gpus, models, recipes
-from pytest_llamaperf.documents import Section, read_document
+from pytest_llamaperf.documents import Section, document_of, read_text
 from pytest_llamaperf.errors import DocumentError, UsageError, nearest
 from pytest_llamaperf.measurements import Source, Summary
 from pytest_llamaperf.metrics import Better, Metric, metric_named
 from pytest_llamaperf.wording import shown_path
 
-# 1: references and promises.
+# 1: references and promises; `reason` in a record is optional.
 SCHEMA = 1
 
 # The folder of promises for one machine each.
 LOCAL = "local"
 
 _RECORDED = ("date", "version", "restarts", "commit")
+# Why a measured value was accepted as a promise.
+REASON = "reason"
 # What is filled in by hand must not be left as the hint wrote it.
 _RECORD_FORMS = (
     ("date", r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])", "2026-11-20"),
@@ -46,7 +48,7 @@ class Baseline:
     """One promise. `tolerance` is relative, on the worse side; `path` and `line` are where it stands.
 
     reference is the publication of a published value; recorded holds date, version, restarts and commit of a
-    measured one.
+    measured one, and the reason where it was accepted.
     """
 
     case: Case
@@ -134,9 +136,9 @@ def read_baselines(folder: Path, hardware: str, machine: str | None = None) -> B
     Raises DocumentError naming file, line, case and metric for anything that could be misread.
     """
     paths = sorted((folder / hardware).glob("*.yaml"))
-    entries = [entry for path in paths for entry in _read_file(path, hardware)]
+    entries = [entry for path in paths for entry in read_promises(path, hardware)]
     own = local_path(folder, hardware, machine) if machine else None
-    return BaselineBook(folder, hardware, entries, list(_read_file(own, hardware)) if own and own.exists() else ())
+    return BaselineBook(folder, hardware, entries, read_promises(own, hardware) if own and own.exists() else ())
 
 
 def local_path(folder: Path, hardware: str, machine: str) -> Path:
@@ -167,8 +169,17 @@ def yaml_to_add(book: BaselineBook, case: Case, summary: Summary) -> str:
     return f"to promise it, write {shown_path(path)}:\nschema: {SCHEMA}\npromises:\n  {case.key}:\n{metric}"
 
 
-def _read_file(path: Path, hardware: str) -> Iterator[Baseline]:
-    document = read_document(path)
+def read_promises(path: Path, hardware: str) -> list[Baseline]:
+    """Of one file. Raises DocumentError."""
+    return promises_of(path, hardware, read_text(path))
+
+
+def promises_of(path: Path, hardware: str, text: str) -> list[Baseline]:
+    """Of what stands, or is going to stand, in a file. Raises DocumentError."""
+    return list(_promises(document_of(path, text), path, hardware))
+
+
+def _promises(document: Section, path: Path, hardware: str) -> Iterator[Baseline]:
     document.only("schema", "references", "promises")
     schema = document.whole("schema")
     if schema != SCHEMA:
@@ -258,12 +269,13 @@ def _evidence(
     if "reference" in entry:
         raise entry.error("a measured value has a record (recorded: ...), not a reference", key="reference")
     record = entry.section("recorded", where=f"{entry.where}, recorded")
-    record.only(*_RECORDED)
+    record.only(*_RECORDED, REASON)
     for name, form, example in _RECORD_FORMS:
         if not re.fullmatch(form, record.text(name)):
             raise record.error(f"{name} is written like {example}, not {record.text(name)!r}", key=name)
     restarts = str(record.whole("restarts", least=2))  # one restart is never conclusive
-    return "", {name: restarts if name == "restarts" else record.text(name) for name in _RECORDED}
+    told = {name: restarts if name == "restarts" else record.text(name) for name in _RECORDED}
+    return "", {**told, REASON: record.text(REASON)} if REASON in record else told
 
 
 def decimal(value: float) -> str:

@@ -154,13 +154,24 @@ def read_document(path: Path) -> Section:
 
     Raises DocumentError for a file that is missing, unreadable, not YAML, not one mapping, or that uses aliases.
     """
+    return document_of(path, read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """What stands in a file, line ends included. Raises DocumentError where it cannot be read or is no text."""
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as problem:
         raise DocumentError(path, 1, f"cannot be read: {problem.strerror}") from None
+    try:
+        return content.decode("utf-8")
     except UnicodeDecodeError as problem:
-        line = path.read_bytes()[: problem.start].count(b"\n") + 1
+        line = content[: problem.start].count(b"\n") + 1
         raise DocumentError(path, line, "is not UTF-8 text") from None
+
+
+def document_of(path: Path, text: str) -> Section:
+    """The top mapping of what stands, or is going to stand, in a YAML file. Raises DocumentError as `read_document`."""
     try:
         _refuse_depth(path, text)
         root = yaml.compose(text, Loader=_Loader)

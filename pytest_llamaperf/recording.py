@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pytest_llamaperf.baselines import LOCAL, SCHEMA, BaselineBook, can_be_promised, decimal, local_path
+from pytest_llamaperf.baselines import LOCAL, REASON, SCHEMA, BaselineBook, can_be_promised, decimal, local_path
 from pytest_llamaperf.cases import CPU
 from pytest_llamaperf.files import write_atomically
 from pytest_llamaperf.hardware import Machine
@@ -42,21 +42,23 @@ def record(book: BaselineBook, verdicts: Iterable[Verdict], machine: Machine) ->
     wanted = {(v.case.key, v.summary.metric): v for v in verdicts if _recordable(v)}
     if not wanted:
         return path, 0
-    spreads = _spreads([verdict.summary for verdict in wanted.values()])
+    spreads = pooled_spreads([verdict.summary for verdict in wanted.values()])
     today = datetime.now(UTC).strftime("%Y-%m-%d")
-    commit = _commit(book.folder)
+    commit = commit_of(book.folder)
     entries: dict[str, dict[str, str]] = defaultdict(dict)
     for old in book.local:
-        entries[old.case.key][str(old.metric)] = _line(old.metric, old.value, old.tolerance, old.recorded, old.note)
+        entries[old.case.key][str(old.metric)] = promise_text(
+            old.metric, old.value, old.tolerance, old.recorded, old.note
+        )
     for (key, metric), verdict in wanted.items():
         recorded = {
             "date": today,
-            "version": verdict.fingerprint.versions.get(_engine_package(verdict), "unknown"),
+            "version": engine_version(verdict.case.engine, verdict.fingerprint.versions),
             "restarts": str(len(verdict.summary.values)),
             "commit": commit,
         }
-        tolerance = _tolerance(verdict.summary, spreads[metric], on_cpu=book.hardware == CPU)
-        entries[key][str(metric)] = _line(metric, verdict.summary.value, tolerance, recorded)
+        tolerance = tolerance_of(verdict.summary, spreads[metric], on_cpu=book.hardware == CPU)
+        entries[key][str(metric)] = promise_text(metric, verdict.summary.value, tolerance, recorded)
     write_atomically(path, _document(machine, entries))
     return path, len(wanted)
 
@@ -69,7 +71,7 @@ def _recordable(verdict: Verdict) -> bool:
     return measured and can_be_promised(verdict.case) and not reviewed
 
 
-def _spreads(summaries: Sequence[Summary]) -> Mapping[Metric, float]:
+def pooled_spreads(summaries: Sequence[Summary]) -> Mapping[Metric, float]:
     """Relative standard deviation of a restart by metric, pooled over cases: one case has too few restarts to tell."""
     squares: dict[Metric, list[tuple[float, int]]] = defaultdict(list)
     for summary in summaries:
@@ -81,21 +83,40 @@ def _spreads(summaries: Sequence[Summary]) -> Mapping[Metric, float]:
     }
 
 
-def _tolerance(summary: Summary, pooled: float, *, on_cpu: bool) -> float:
+def tolerance_of(summary: Summary, pooled: float, *, on_cpu: bool) -> float:
     """Relative, in whole percent, from the larger of this case's spread and that of all."""
     own = statistics.stdev(summary.values) / summary.value
     least = LEAST if not on_cpu else LEAST_RATIO_ON_CPU if summary.metric.unit == "x" else LEAST_ON_CPU
     return min(0.95, math.ceil(max(least, SPREADS * max(own, pooled)) * 100) / 100)
 
 
-def _line(metric: Metric, value: float, tolerance: float, recorded: Mapping[str, str], note: str = "") -> str:
+def promise_text(
+    metric: Metric, value: float, tolerance: float, recorded: Mapping[str, str], note: str = "", *, column: int = 6
+) -> str:
+    """A measured promise as YAML, in two lines or more, the first of which begins at `column`."""
     unit = metric.unit if metric.unit != "1" else '"1"'
+    begun = f"{{value: {decimal(value)}, unit: {unit}, tolerance: {decimal(tolerance)}, source: measured,"
+    record = record_text(recorded, column=column + 3)
+    return f"{begun}\n{' ' * (column + 1)}recorded: {record}{f', note: {quoted(note)}' if note else ''}}}"
+
+
+def record_text(recorded: Mapping[str, str], *, column: int) -> str:
+    """How it was measured, as YAML; a reason, which may be long, begins a line of its own at `column`."""
+    reason = f",\n{' ' * column}{REASON}: {quoted(recorded[REASON])}" if REASON in recorded else ""
     return (
-        f"{{value: {decimal(value)}, unit: {unit}, tolerance: {decimal(tolerance)}, source: measured,\n"
-        f'       recorded: {{date: "{recorded["date"]}", version: "{recorded["version"]}", '
-        f'restarts: {recorded["restarts"]}, commit: "{recorded["commit"]}"}}'
-        f"{f', note: {json.dumps(note, ensure_ascii=False)}' if note else ''}}}"
+        f"{{date: {quoted(recorded['date'])}, version: {quoted(recorded['version'])}, "
+        f"restarts: {recorded['restarts']}, commit: {quoted(recorded['commit'])}{reason}}}"
     )
+
+
+def quoted(text: str) -> str:
+    """As a text of JSON, which is one of YAML too where all of it is printable."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def engine_version(engine: str, versions: Mapping[str, str]) -> str:
+    """Of the package that did the work of an engine, among the versions of a fingerprint."""
+    return versions.get("torch" if engine == "torch" else "tensorrt_llm", "unknown")
 
 
 def _document(machine: Machine, entries: Mapping[str, Mapping[str, str]]) -> str:
@@ -110,11 +131,7 @@ def _document(machine: Machine, entries: Mapping[str, Mapping[str, str]]) -> str
     return "\n".join(lines) + "\n"
 
 
-def _engine_package(verdict: Verdict) -> str:
-    return "torch" if verdict.case.engine == "torch" else "tensorrt_llm"
-
-
-def _commit(folder: Path) -> str:
+def commit_of(folder: Path) -> str:
     """Of the repository the baselines are in; none where they are in no repository."""
     where = folder if folder.is_dir() else folder.parent
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -70,10 +71,31 @@ class Result:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
-        return cls(**{**data, "values": tuple(data["values"]), "notes": tuple(data["notes"])})
+        """Raises KeyError, TypeError or ValueError for what is no result."""
+        result = cls(**{**data, "values": tuple(data["values"]), "notes": tuple(data["notes"])})
+        result._check()
+        return result
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def _check(self) -> None:
+        """Raises TypeError or ValueError: a run may have been edited, and what reads it relies on these."""
+        for name in ("case", "fingerprint", *(("baseline",) if self.baseline is not None else ())):
+            if not isinstance(getattr(self, name), Mapping):
+                raise TypeError(f"{name} of {self.nodeid} is no object")
+        if not isinstance(self.fingerprint.get("versions", {}), Mapping):
+            raise TypeError(f"the versions of {self.nodeid} are no object")
+        if not isinstance(self.case.get("id"), str):
+            raise TypeError(f"the case of {self.nodeid} has no id")
+        for name in ("nodeid", "metric", "unit", "source", "outcome", "message", "reproduce"):
+            text = getattr(self, name)
+            if not isinstance(text, str) and (text is not None or name in ("nodeid", "outcome", "message")):
+                raise TypeError(f"{name} of {self.nodeid} is no text: {text!r}")
+        promised = self.baseline["value"] if self.baseline is not None else None
+        numbers = (*self.values, *(n for n in (self.value, self.low, self.high, promised) if n is not None))
+        if not all(isinstance(n, float | int) and math.isfinite(n) for n in numbers):
+            raise ValueError(f"a value of {self.nodeid} is no number")
 
 
 # The outcome of a test that was started and never ended.

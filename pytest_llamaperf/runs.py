@@ -54,12 +54,13 @@ class Run:
 class RunLog:
     """run.jsonl: the header, then one line for each finished test, on disk before the next one starts.
 
-    A run.json of an earlier run is removed, so that nobody takes it for this one if this one is cut off.
+    What an earlier run wrote at its end is removed, so that nobody takes it for this one if this one is cut off.
     """
 
     def __init__(self, folder: Path, header: RunHeader) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "run.json").unlink(missing_ok=True)
+        for name in ("run.json", "summary.md"):
+            (folder / name).unlink(missing_ok=True)
         self._file = (folder / "run.jsonl").open("w", encoding="utf-8", errors=UNPRINTABLE)
         self._write({"schema": SCHEMA, "run": asdict(header)})
 

@@ -39,8 +39,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A name that somebody else chose: what would steer a terminal is shown as what it is."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    """On one line, with escapes in the place of what would move a terminal's cursor, or cannot be encoded."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def shown_path(path: Path) -> str:

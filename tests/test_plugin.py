@@ -16,10 +16,14 @@ from xml.etree import ElementTree
 
 # pytester forgets what a session it runs imports first, and numpy refuses to be loaded twice.
 import aiconfigurator_core  # noqa: F401
+import junitparser
 import pytest
 import scipy.special  # noqa: F401
+from click.testing import CliRunner
 
+from pytest_llamaperf.commands import main
 from pytest_llamaperf.hardware import FoundGpu, Machine
+from pytest_llamaperf.records import Result
 
 pytest_plugins = ["pytester"]
 
@@ -564,6 +568,55 @@ def test_junit_carries_the_results(pytester: pytest.Pytester, distribution: tupl
         properties = {found.get("name"): found.get("value") or "" for found in case.findall(".//property")}
         assert properties["output_throughput"].startswith("pass: output_throughput predicted ")
         assert json.loads(properties["llamaperf"])["outcome"] == "pass"
+
+
+def test_others_read_outcomes_and_results_from_junit(pytester: pytest.Pytester, measured: Any) -> None:
+    promise(pytester, 130)
+    # A value that XML cannot hold as it is, in a test that is about nothing of ours.
+    other = "\ndef test_other():\n    assert '\\x1b<&>' == ']]>'\n"
+
+    measured("--junitxml=junit.xml", "-k", "test_speed or test_other", suite=SUITE + other, speeds=[100.0, 101.0])
+
+    file = junitparser.JUnitXml.fromfile(str(pytester.path / "junit.xml"))
+    assert (file.tests, file.failures, file.errors) == (2, 2, 0)
+    (suite,) = file
+    speed, _ = suite
+    assert speed.name == f"test_speed[cpu/{CASE}]"
+    properties = {it.name: it.value for found in speed.iterchildren(junitparser.Properties) for it in found}
+    assert properties["output_throughput"].startswith("regression: output_throughput measured 100.5 tok/s")
+    assert Result.from_dict(json.loads(properties["llamaperf"])).values == (100.0, 101.0)
+    assert speed.result[0].message.startswith("Failed: cpu/")
+
+
+def test_a_summary_lies_beside_the_results_and_that_of_an_earlier_run_does_not(
+    pytester: pytest.Pytester, measured: Any
+) -> None:
+    promise(pytester, 130)
+    summary = pytester.mkdir("out") / "summary.md"
+    summary.write_text("of an earlier run")
+
+    measured("--results=out", "--collect-only")
+    assert summary.read_text() == "of an earlier run"  # nothing ran
+    measured("--results=out", speeds=[100.0, 101.0])
+
+    told = summary.read_text()
+    assert told.startswith("## Not releasable\n")
+    assert f"#### regression: cpu/{CASE} output_throughput\n" in told
+
+
+def test_what_was_accepted_from_a_run_is_kept_by_the_next(
+    pytester: pytest.Pytester, measured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured("--results=out", speeds=[100.0, 101.0]).assert_outcomes(skipped=1)
+    monkeypatch.chdir(pytester.path)
+
+    accepted = CliRunner().invoke(main, ["accept", "out", "--reason", "the first on this machine"])
+
+    assert accepted.exit_code == 0, accepted.output
+    assert "wrote 1 promise to baselines/cpu/smollm2-135m.yaml" in accepted.stdout
+    measured("--results=out", speeds=[100.0, 101.0]).assert_outcomes(passed=1)
+    recorded = run_json(pytester)["results"][0]["baseline"]["recorded"]
+    assert (recorded["restarts"], recorded["reason"]) == ("2", "the first on this machine")
 
 
 def test_a_disk_that_fills_up_is_told_and_the_tests_go_on(

@@ -290,9 +290,9 @@ def test_no_spread_makes_a_promise_that_anything_would_keep(tmp_path: Path) -> N
 @given(st.lists(st.floats(1e-6, 1e9), min_size=2, max_size=6))
 def test_whatever_was_measured_keeps_the_promise_it_becomes(values: list[float]) -> None:
     found = verdict(*values)
-    spread = recording._spreads([found.summary])[OUTPUT_THROUGHPUT]
+    spread = recording.pooled_spreads([found.summary])[OUTPUT_THROUGHPUT]
 
-    tolerated = recording._tolerance(found.summary, spread, on_cpu=True)
+    tolerated = recording.tolerance_of(found.summary, spread, on_cpu=True)
 
     assert 0.25 <= tolerated <= 0.95
     assert round(tolerated * 100) == pytest.approx(tolerated * 100)

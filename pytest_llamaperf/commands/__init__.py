@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pytest_llamaperf.commands.accept import accept
 from pytest_llamaperf.commands.compare import compare
 from pytest_llamaperf.commands.confirm import confirm
 from pytest_llamaperf.commands.doctor import doctor
@@ -16,6 +17,7 @@ from pytest_llamaperf.commands.history import history
 from pytest_llamaperf.commands.launch import launch
 from pytest_llamaperf.commands.predict import predict
 from pytest_llamaperf.commands.report import report
+from pytest_llamaperf.commands.summary import summary
 from pytest_llamaperf.commands.tables import tables
 from pytest_llamaperf.errors import LlamaperfError, UsageError
 
@@ -53,3 +55,5 @@ main.add_command(compare)
 main.add_command(history)
 main.add_command(report)
 main.add_command(tables)
+main.add_command(accept)
+main.add_command(summary)

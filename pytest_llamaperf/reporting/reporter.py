@@ -19,7 +19,8 @@ from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import write_atomically
 from pytest_llamaperf.gates import Decision, decide
 from pytest_llamaperf.records import UNFINISHED, TestRecord
-from pytest_llamaperf.runs import RunHeader, RunLog, run_document, to_json
+from pytest_llamaperf.runs import Run, RunHeader, RunLog, run_document, to_json
+from pytest_llamaperf.summaries.markdown import markdown_of
 from pytest_llamaperf.wording import counted, shown_path
 
 # Ends of a session in which all tests ran that should.
@@ -168,7 +169,7 @@ class Reporter:
 
 
 class _Files:
-    """run.jsonl and run.json of one session. A disk that fails later on is told at the end, and tests go on.
+    """run.jsonl, run.json and summary.md of one session. A disk that fails later on is told at the end, and tests go on.
 
     Raises pytest.UsageError when the folder cannot be written from the start.
     """
@@ -199,6 +200,7 @@ class _Files:
         with self._telling():
             header = dataclasses.replace(self._header, finished=_now())
             write_atomically(self.path, to_json(run_document(header, tests, decision), indent=1) + "\n")
+            write_atomically(self.path.with_name("summary.md"), markdown_of(Run(header, tuple(tests), decision)))
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:

@@ -1,0 +1,1 @@
+"""A run as CI and dashboards take it."""
