@@ -109,7 +109,7 @@ def read_run(path: Path) -> Run:
         run = _finished(document)
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise UsageError(f"{where}: is no run as this version writes it: {type(problem).__name__}: {problem}") from None
-    if document.get("checksum", _checksum(document)) != _checksum(document):
+    if "checksum" in document and document["checksum"] != _checksum(document):
         raise UsageError(
             f"{where}: was changed after it was written, for its checksum is of other content; use the original"
         )
@@ -118,8 +118,8 @@ def read_run(path: Path) -> Run:
 
 def _checksum(document: Mapping[str, Any]) -> str:
     """Of what JSON makes of a document, without the checksum itself; against accidents and hasty hands, not forgers."""
-    plain = json.loads(json.dumps({name: value for name, value in document.items() if name != "checksum"}))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    told = {name: value for name, value in document.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _finished(document: Mapping[str, Any]) -> Run:
