@@ -19,12 +19,13 @@ from markdown_it.token import Token
 from pytest_llamaperf.commands import main
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.gates import Decision, decide
+from pytest_llamaperf.markdown import escaped
 from pytest_llamaperf.measurements import Fingerprint
 from pytest_llamaperf.metrics import TTFT_MEDIAN, Better
 from pytest_llamaperf.records import Result, TestRecord
 from pytest_llamaperf.runs import Run, RunHeader, run_document, to_json
 from pytest_llamaperf.summaries.benchmarks import bencher, github_action_benchmark
-from pytest_llamaperf.summaries.markdown import MOST_BYTES, escaped, markdown_of
+from pytest_llamaperf.summaries.markdown import MOST_BYTES, markdown_of
 from pytest_llamaperf.verdicts import judge
 
 HEADER = RunHeader("8a1c", "2026-11-22T10:00:00Z", "h200", "tensorrt-llm", {"tensorrt_llm": "1.2.1"})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 from pytest_llamaperf.comparing import lines
 from pytest_llamaperf.comparing.comparison import Comparison
-from pytest_llamaperf.wording import counted, printable
+from pytest_llamaperf.markdown import escaped
+from pytest_llamaperf.wording import counted
 
 
 def page(comparison: Comparison, most: int | None) -> str:
@@ -16,11 +16,11 @@ def page(comparison: Comparison, most: int | None) -> str:
 
 
 def _lines(comparison: Comparison, most: int | None) -> Iterator[str]:
-    yield f"## {plain(comparison.before.name)} → {plain(comparison.after.name)}"
+    yield f"## {escaped(comparison.before.name)} → {escaped(comparison.after.name)}"
     yield ""
-    yield f"**{plain(comparison.conclusion)}**"
+    yield f"**{escaped(comparison.conclusion)}**"
     yield ""
-    yield plain(", ".join(f"{count:,} {word}" for word, count in lines.counts(comparison)))
+    yield escaped(", ".join(f"{count:,} {word}" for word, count in lines.counts(comparison)))
     yield ""
     yield from _items(map(str, comparison.culprits))
     sides = (("before", comparison.before), ("after", comparison.after))
@@ -34,7 +34,7 @@ def _lines(comparison: Comparison, most: int | None) -> Iterator[str]:
         for each in case.values:
             why = "; ".join([each.conclusion, *map(str, each.phases)])
             cells = (case.case, each.metric, lines.value(each.before), lines.value(each.after), lines.change(each))
-            yield f"| {' | '.join(map(plain, cells))} | **{each.outcome}**: {plain(why)} |"
+            yield f"| {' | '.join(map(escaped, cells))} | **{each.outcome}**: {escaped(why)} |"
     if hidden := len(comparison.compared) - sum(len(case.values) for case in cases):
         yield from ("", f"... and {counted(hidden, 'value')} more.")
     yield from _not_compared(comparison)
@@ -51,9 +51,4 @@ def _not_compared(comparison: Comparison) -> Iterator[str]:
 
 
 def _items(texts: Iterable[str]) -> Iterator[str]:
-    return (f"- {plain(text)}" for text in texts)
-
-
-def plain(text: str) -> str:
-    """As it stands: no character of it is Markdown, HTML, a mention or a link."""
-    return re.sub(r"[^\w ./%+,;()-]", lambda found: f"&#{ord(found[0])};", printable(text))
+    return (f"- {escaped(text)}" for text in texts)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_llamaperf.gates import Decision
+from pytest_llamaperf.markdown import escaped, visible
 from pytest_llamaperf.measurements import Source
 from pytest_llamaperf.records import Result, TestRecord
 from pytest_llamaperf.runs import Run, RunHeader
@@ -19,9 +20,6 @@ MOST_BYTES = 1_000_000
 MOST_REASONS = 20
 # Characters of one text: a failure that fills the page hides the others.
 LONGEST = 4_000
-
-# The last two: what begins a heading, a list or a rule, and the end of a number that begins a list.
-_MEANT = re.compile(r"[\\`*\[\]<>&|~$@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|^[-+=#]|^(\d+)([.)])")
 
 _WORST_FIRST = (Outcome.REGRESSION, Outcome.ERROR, Outcome.INCONCLUSIVE, Outcome.SUSPECT)
 _QUIET = (Outcome.PASS, Outcome.NO_BASELINE)
@@ -40,15 +38,6 @@ def markdown_of(run: Run, *, most_bytes: int = MOST_BYTES) -> str:
         f"\n### Values\n\n{_row(_HEADINGS)}{_row(_RULES)}", [_row(_cells(r)) for r in run.results], "value"
     )
     return page.text()
-
-
-def escaped(text: str) -> str:
-    """On one line, as text that is neither Markdown nor HTML, in a cell of a table as elsewhere.
-
-    An underscore within a word means nothing to Markdown and stays, for metrics are read in the source as well.
-    """
-    line = " ".join(_visible(text).split())
-    return _MEANT.sub(lambda found: found[1] + f"&#{ord(found[2])};" if found[2] else f"&#{ord(found[0])};", line)
 
 
 class _Page:
@@ -145,7 +134,7 @@ def _again(nodeid: str, header: RunHeader) -> str:
 
 def _block(code: str) -> str:
     """Code as it is, between fences longer than any in it."""
-    lines = "\n".join(_visible(line) for line in _clipped(code, LONGEST).split("\n"))
+    lines = "\n".join(visible(line) for line in _clipped(code, LONGEST).split("\n"))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", lines)), default=0))
     return f"{fence}sh\n{lines}\n{fence}\n"
 
@@ -181,8 +170,3 @@ def _row(cells: Iterable[str]) -> str:
 
 def _clipped(text: str, longest: int = 300) -> str:
     return text if len(text) <= longest else f"{text[:longest]} ... ({len(text):,} characters)"
-
-
-def _visible(text: str) -> str:
-    """Without what moves a terminal's cursor or cannot be encoded; line ends and tabs become blanks."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
