@@ -170,12 +170,7 @@ def yaml_to_add(book: BaselineBook, case: Case, summary: Summary) -> str:
 def _read_file(path: Path, hardware: str) -> Iterator[Baseline]:
     document = read_document(path)
     document.only("schema", "references", "promises")
-    schema = document.whole("schema")
-    if schema != SCHEMA:
-        raise document.error(
-            f"schema {schema} is not known here; this version reads {SCHEMA}, a newer pytest-llamaperf may read it",
-            key="schema",
-        )
+    document.expect_schema(SCHEMA)
     references = document.section("references") if "references" in document else None
     promises = document.section("promises")
     used: set[str] = set()
@@ -203,7 +198,7 @@ def _baseline(
     entry.only("value", "unit", "tolerance", "source", "reference", "recorded", "note")
     try:
         metric = metric_named(name)
-        _check_ratio(name)
+        check_ratio(name)
     except UsageError as problem:
         raise promise.error(str(problem), key=name) from None
     unit = entry.text("unit")
@@ -231,8 +226,11 @@ def _baseline(
     )  # fmt: skip
 
 
-def _check_ratio(name: str) -> None:
-    """What a ratio compares with is the name of a part of a case; a misspelt one would never be found."""
+def check_ratio(name: str) -> None:
+    """What a ratio compares with is the name of a part of a case; a misspelt one would never be found.
+
+    Raises UsageError.
+    """
     _, versus, other = name.partition(" vs ")
     known = (*recipes(), *models(), *gpus(), *ENGINES)
     if versus and other not in known:
