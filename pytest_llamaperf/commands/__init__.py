@@ -11,6 +11,7 @@ import click
 
 from pytest_llamaperf.commands.confirm import confirm
 from pytest_llamaperf.commands.doctor import doctor
+from pytest_llamaperf.commands.gate import gate
 from pytest_llamaperf.commands.launch import launch
 from pytest_llamaperf.commands.predict import predict
 from pytest_llamaperf.commands.report import report
@@ -47,3 +48,4 @@ main.add_command(doctor)
 main.add_command(launch)
 main.add_command(confirm)
 main.add_command(report)
+main.add_command(gate)
