@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from pytest_llamaperf.accuracy.companions import TEXT, Look, looked_at
@@ -26,8 +28,10 @@ from pytest_llamaperf.measuring import Sampling
 from pytest_llamaperf.metrics import Metric
 from pytest_llamaperf.operator_tables import INSTALLED
 from pytest_llamaperf.records import Result
+from pytest_llamaperf.requirements import Requirement, read_requirements
 from pytest_llamaperf.settings import AUTO, Settings
 from pytest_llamaperf.verdicts import Outcome, Verdict, judge
+from pytest_llamaperf.waivers import Waivers, read_waivers
 from pytest_llamaperf.wording import shown_path
 
 if TYPE_CHECKING:
@@ -202,6 +206,8 @@ class Acceptance:
             raise UsageError(
                 "--record with --gate: a gate judges promises, and a recording makes them; run one, then the other"
             )
+        if self.settings.gate_file and not self.settings.gate:
+            raise UsageError("--gate-file names what --gate requires; add --gate")
         if self.settings.record and not self.measures:
             raise UsageError("--record with --engine predicted: a prediction never becomes a promise")
         if self.settings.tables != INSTALLED and self.measures:
@@ -375,14 +381,39 @@ class Acceptance:
         """Whether a reference need not be asked again."""
         return not self.settings.record and reference_file(self.settings.baselines, case) is not None
 
-    def unjudged(self, results: Iterable[Result]) -> tuple[str, ...]:
-        """Promises for the hardware of this run that no test asked about."""
-        judged = {(str(result.case["id"]), result.metric) for result in results}
+    def promised(self) -> tuple[Requirement, ...]:
+        """What is promised for the hardware and the engine of this run, whether or not a test asks. Raises DocumentError."""
         return tuple(
-            f"{entry.case.id} {entry.metric}"
+            Requirement(entry.case.id, entry.metric.name, entry.place)
             for entry in self.book(self.gpu)
-            if (entry.case.id, entry.metric.name) not in judged and entry.case.engine == self.engine_under_test
+            if entry.case.engine == self.engine_under_test
         )
+
+    @functools.cached_property
+    def required(self) -> tuple[Requirement, ...]:
+        """What a release on this hardware has to have judged. Raises DocumentError."""
+        path = self.settings.gate_file or self.settings.root / "gates" / f"{self.gpu}.yaml"
+        if not self.settings.gate_file and not path.exists():
+            return ()
+        return read_requirements(path, hardware=self.gpu, engine=self.engine_under_test)
+
+    @functools.cached_property
+    def waivers(self) -> Waivers:
+        """Those about cases of this run, as of this day. Raises DocumentError."""
+        path = self.settings.waivers or self.settings.root / "waivers.yaml"
+        if not self.settings.waivers and not path.exists():
+            return Waivers()
+        return read_waivers(path, datetime.now(UTC).date()).about(self.gpu, self.engine_under_test)
+
+    def waived(self, result: Result) -> Result:
+        """With the waiver that covers it, if there is one. Raises DocumentError."""
+        # A file called waivers.yaml may be another tool's: it is read where there is something to waive.
+        waiver = self.waivers.covering(result) if result.outcome == Outcome.REGRESSION else None
+        return dataclasses.replace(result, waiver=waiver.to_dict()) if waiver else result
+
+    def objection(self, result: Result) -> str | None:
+        """Why the waiver for a regression does not cover it, if there is one. Raises DocumentError."""
+        return self.waivers.objection(result) if result.outcome == Outcome.REGRESSION else None
 
     def yaml_hint(self, verdict: Verdict) -> str:
         """What to write where, so that a value without a promise gets one."""

@@ -181,12 +181,7 @@ def promises_of(path: Path, hardware: str, text: str) -> list[Baseline]:
 
 def _promises(document: Section, path: Path, hardware: str) -> Iterator[Baseline]:
     document.only("schema", "references", "promises")
-    schema = document.whole("schema")
-    if schema != SCHEMA:
-        raise document.error(
-            f"schema {schema} is not known here; this version reads {SCHEMA}, a newer pytest-llamaperf may read it",
-            key="schema",
-        )
+    document.expect_schema(SCHEMA)
     references = document.section("references") if "references" in document else None
     promises = document.section("promises")
     used: set[str] = set()
@@ -214,7 +209,7 @@ def _baseline(
     entry.only("value", "unit", "tolerance", "source", "reference", "recorded", "note")
     try:
         metric = metric_named(name)
-        _check_ratio(name)
+        check_ratio(name)
     except UsageError as problem:
         raise promise.error(str(problem), key=name) from None
     unit = entry.text("unit")
@@ -242,8 +237,11 @@ def _baseline(
     )  # fmt: skip
 
 
-def _check_ratio(name: str) -> None:
-    """What a ratio compares with is the name of a part of a case; a misspelt one would never be found."""
+def check_ratio(name: str) -> None:
+    """What a ratio compares with is the name of a part of a case; a misspelt one would never be found.
+
+    Raises UsageError.
+    """
     _, versus, other = name.partition(" vs ")
     known = (*recipes(), *models(), *gpus(), *ENGINES)
     if versus and other not in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 import pytest
@@ -15,7 +15,7 @@ from pytest_llamaperf.accuracy.scores import Scores
 from pytest_llamaperf.bench import Bench
 from pytest_llamaperf.benchmarking import play_back
 from pytest_llamaperf.cases import Case
-from pytest_llamaperf.collecting import compared_with
+from pytest_llamaperf.collecting import CASE, compared_with
 from pytest_llamaperf.engines import PREDICTED, Engine, EngineSpec
 from pytest_llamaperf.errors import EngineError, LlamaperfError, Unsupported
 from pytest_llamaperf.measurements import Measurement, Source
@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
 # The user property under which results travel: over pytest-xdist to the process that reports, and into JUnit.
 PROPERTY = "llamaperf"
-CASE = "llamaperf_case"
 MEASURES = "llamaperf_measures"
-_OURS = (PROPERTY, CASE, MEASURES)
+_WAIVED_BY = "llamaperf_waived"
+
+# What a test would have failed by, but for waivers: in a line, and in full.
+_WAIVED = pytest.StashKey[list[tuple[str, str]]]()
 
 T = TypeVar("T")
 
@@ -84,11 +86,7 @@ class AccuracyCheck:
         """
         __tracebackhide__ = True
         judgement = _or_fail(self._item, candidate.case, lambda: self._acceptance.judge_accuracy(candidate, other))
-        _attach(self._item, judgement.result(self._item.nodeid))
-        if self._acceptance.blocks(judgement.outcome):
-            pytest.fail(str(judgement), pytrace=False)
-        if judgement.outcome is not Outcome.PASS:
-            pytest.skip(str(judgement))
+        _conclude(self._acceptance, self._item, candidate.case, [judgement.result(self._item.nodeid)], str(judgement))
 
     def reaches(self, candidate: Scores) -> None:
         """Judge by the targets that others set for the task, all of them, and fail the test if one is missed."""
@@ -96,10 +94,8 @@ class AccuracyCheck:
         from pytest_llamaperf.accuracy.reaching import reached, told
 
         found = _or_fail(self._item, candidate.case, lambda: reached(candidate))
-        for one in found:
-            _attach(self._item, one.result(self._item.nodeid))
-        if any(self._acceptance.blocks(one.outcome) for one in found):
-            pytest.fail(told(found), pytrace=False)
+        results = [one.result(self._item.nodeid) for one in found]
+        _conclude(self._acceptance, self._item, candidate.case, results, told(found))
 
 
 class Predict:
@@ -131,15 +127,16 @@ class BaselineCheck:
         verdicts = _or_fail(
             self._item, measurement.case, lambda: [self._acceptance.judge(measurement, metric) for metric in metrics]
         )
-        for verdict in verdicts:
-            nodeid = self._item.nodeid
-            result = Result.of_verdict(nodeid, verdict) if isinstance(verdict, Verdict) else verdict.result(nodeid)
-            _attach(self._item, dataclasses.replace(result, metrics=measurement.values))
+        nodeid = self._item.nodeid
+        results = [
+            dataclasses.replace(
+                Result.of_verdict(nodeid, verdict) if isinstance(verdict, Verdict) else verdict.result(nodeid),
+                metrics=measurement.values,
+            )
+            for verdict in verdicts
+        ]
         told = "\n\n".join(self._told(v) for v in verdicts if v.outcome is not Outcome.PASS)
-        if any(self._acceptance.blocks(verdict.outcome) for verdict in verdicts):
-            pytest.fail(told, pytrace=False)
-        if told:
-            pytest.skip(told)
+        _conclude(self._acceptance, self._item, measurement.case, results, told)
 
     def _told(self, verdict: Verdict | Rivalry) -> str:
         """With the YAML that would turn a measured value without a promise into one."""
@@ -193,10 +190,31 @@ def tell(item: pytest.Item, case: Case, problem: LlamaperfError) -> NoReturn:
     pytest.fail(str(problem), pytrace=False)
 
 
-def note_case(item: pytest.Item, case: Case) -> None:
-    """Say what the test is about, also if it never comes to a result."""
-    item.user_properties[:] = [(name, value) for name, value in item.user_properties if name not in _OURS]
-    item.user_properties.append((CASE, case.id))
+def start_over(item: pytest.Item) -> None:
+    """Forget what an earlier attempt at a test judged."""
+    item.user_properties[:] = [(name, value) for name, value in item.user_properties if name != PROPERTY]
+    item.stash[_WAIVED] = []
+
+
+def end_as_waived(item: pytest.Item, report: pytest.TestReport) -> pytest.TestReport:
+    """A test that would have failed by waived regressions alone has not passed, and fails as expected.
+
+    It ends only now, so that a waiver cuts off nothing else that the test asserts.
+    """
+    if report.when == "setup" and report.passed:
+        return report
+    waived, item.stash[_WAIVED] = item.stash.get(_WAIVED, []), []
+    if waived and report.passed:
+        told = "; ".join(line for line, _ in waived)
+        report.outcome, report.wasxfail = "skipped", told
+        report.longrepr = "\n\n".join(dict.fromkeys(full for _, full in waived))
+        report.user_properties.append((_WAIVED_BY, told))
+    return report
+
+
+def waived_by(report: pytest.TestReport) -> str:
+    """Under which waivers a test failed as expected, empty where it did not."""
+    return next((str(value) for name, value in report.user_properties if name == _WAIVED_BY), "")
 
 
 def measures_of_report(report: pytest.TestReport) -> bool:
@@ -214,8 +232,27 @@ def results_of(report: pytest.TestReport) -> tuple[Result, ...]:
     return tuple(Result.from_dict(json.loads(str(text))) for name, text in report.user_properties if name == PROPERTY)
 
 
+def _conclude(acceptance: Acceptance, item: pytest.Item, case: Case, results: Sequence[Result], told: str) -> None:
+    """Keep what was judged, then fail or skip the test by it; where all that is wrong is waived, the test goes on."""
+    __tracebackhide__ = True
+    results = _or_fail(item, case, lambda: [acceptance.waived(result) for result in results])
+    for result in results:
+        _attach(item, result)
+    wrong = [result for result in results if result.outcome != Outcome.PASS and not result.waiver]
+    if not wrong:
+        lines = [f"{result.metric} {result.waived}" for result in results if result.waiver]
+        item.stash.setdefault(_WAIVED, []).extend((line, told) for line in lines)
+        return
+    objections = [f"    waiver     {problem}" for result in wrong if (problem := acceptance.objection(result))]
+    told = "\n".join([told, *objections])
+    if any(acceptance.blocks(Outcome(result.outcome)) for result in wrong):
+        pytest.fail(told, pytrace=False)
+    pytest.skip(told)
+
+
 def _attach(item: pytest.Item, result: Result) -> None:
-    item.user_properties.append((result.metric or "error", f"{result.outcome}: {result.message}"))
+    waived = f" ({result.waived})" if result.waiver else ""
+    item.user_properties.append((result.metric or "error", f"{result.outcome}: {result.message}{waived}"))
     item.user_properties.append((PROPERTY, to_json(result.to_dict())))
 
 

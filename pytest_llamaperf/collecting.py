@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import cast
 
 import pytest
 
@@ -21,8 +22,10 @@ _LEFT_OUT = pytest.StashKey[bool]()
 _ACCEPTED = pytest.StashKey[bool]()
 # The key under which a worker of pytest-xdist says why it ran nothing.
 REFUSAL = "llamaperf_refusal"
-# ... and how many tests about a case were deselected there.
+# ... and the case of each test that was deselected there.
 DESELECTED = "llamaperf_deselected"
+# The user property that says what a test is about.
+CASE = "llamaperf_case"
 
 
 def parametrize_cases(metafunc: pytest.Metafunc, acceptance: Acceptance) -> None:
@@ -61,7 +64,7 @@ def narrow(config: pytest.Config, items: list[pytest.Item], acceptance: Acceptan
         config.stash[_ELSEWHERE] = len(left_out)
         config.hook.pytest_deselected(items=left_out)
         items[:] = here
-    cases = [case for item in items if (case := case_of(item))]
+    cases = [case for item in items if (case := note_case(item))]
     if not cases:
         return
     try:
@@ -145,16 +148,16 @@ def _refuse(config: pytest.Config, items: list[pytest.Item], problem: str) -> No
     items.clear()
 
 
-def count_deselected(items: Sequence[pytest.Item]) -> int:
-    """Tests about a case that the user deselected (-k, -m, --deselect), not counting those of other hardware."""
-    return sum(case_of(item) is not None and not item.stash.get(_LEFT_OUT, False) for item in items)
+def deselected_cases(items: Sequence[pytest.Item]) -> list[str]:
+    """The case of each test about one that the user deselected (-k, -m, --deselect), but for those of other hardware."""
+    return [case.id for item in items if (case := case_of(item)) and not item.stash.get(_LEFT_OUT, False)]
 
 
 def send_deselected(items: Sequence[pytest.Item]) -> None:
     """From a worker of pytest-xdist to the process that decides."""
     output: dict[str, object] | None = getattr(items[0].config, "workeroutput", None) if items else None
     if output is not None:
-        output[DESELECTED] = int(str(output.get(DESELECTED, 0))) + count_deselected(items)
+        output[DESELECTED] = [*cast("list[str]", output.get(DESELECTED, [])), *deselected_cases(items)]
 
 
 def only_looks(config: pytest.Config) -> bool:
@@ -186,6 +189,14 @@ def told_after_collection(config: pytest.Config, acceptance: Acceptance) -> list
     left_out = f"{counted(elsewhere, 'case')} of other hardware or engines left out"
     hint = "--gpu h200 --engine predicted predicts those of GPUs without one"
     return [f"llamaperf: this run is about {acceptance.gpu} and {acceptance.engine_kind}; {left_out} ({hint})"]
+
+
+def note_case(item: pytest.Item) -> Case | None:
+    """Say what the test is about, also if it never comes to a result."""
+    case = case_of(item)
+    if case:
+        item.user_properties.append((CASE, case.id))
+    return case
 
 
 def case_of(item: pytest.Item) -> Case | None:

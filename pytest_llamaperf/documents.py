@@ -130,6 +130,24 @@ class Section:
             raise self.error(f"{key!r} must be a list of texts", node)
         return tuple(str(item.value) for item in node.value)
 
+    def names(self, key: str) -> Sequence[str]:
+        """One text, or a list of them, of which there is at least one."""
+        if not isinstance(self._node(key), yaml.SequenceNode):
+            return (self.text(key),)
+        names = self.texts(key)
+        if not names:
+            raise self.error(f"{key!r} names nothing", key=key)
+        return names
+
+    def expect_schema(self, known: int) -> None:
+        """Refuse a file of another version of its format."""
+        schema = self.whole("schema")
+        if schema != known:
+            raise self.error(
+                f"schema {schema} is not known here; this version reads {known}, a newer pytest-llamaperf may read it",
+                key="schema",
+            )
+
     def _key(self, node: yaml.Node) -> str:
         if node.tag != "tag:yaml.org,2002:str":
             shown = node.value if isinstance(node, yaml.ScalarNode) else _kind(node)

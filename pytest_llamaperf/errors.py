@@ -31,7 +31,8 @@ class DocumentError(UsageError):
 
     def __init__(self, path: Path, line: int, problem: str, *, where: str = "") -> None:
         self.path, self.line, self.problem, self.where = path, line, problem, where
-        super().__init__(f"{shown_path(path)}:{line}: {where + ': ' if where else ''}{problem}")
+        place = where if where.isprintable() else repr(where)  # a key of the file, which may try to paint the terminal
+        super().__init__(f"{shown_path(path)}:{line}: {place + ': ' if where else ''}{problem}")
 
 
 class EngineError(LlamaperfError):

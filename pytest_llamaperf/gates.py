@@ -1,60 +1,106 @@
-"""May this build be released? Only measured passes say yes; everything else is a reason against."""
+"""May this build be released? Only measured passes say yes, and regressions that are waived; everything else is a reason against."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from pytest_llamaperf.measurements import Source
-from pytest_llamaperf.records import Result, TestRecord
+from pytest_llamaperf.records import WAIVED, Result, TestRecord
+from pytest_llamaperf.requirements import Requirement
 from pytest_llamaperf.verdicts import Outcome
+from pytest_llamaperf.waivers import Waivers
 from pytest_llamaperf.wording import counted
 
 
 @dataclass(frozen=True)
+class Missing(Requirement):
+    """A result that a release has to have and this run has not."""
+
+    why: str
+
+
+@dataclass(frozen=True)
 class Decision:
-    """Releasable exactly when there is no reason against it."""
+    """Releasable exactly when there is no reason against it.
+
+    `waived` are the regressions it is released with, as sentences; `missing` is all that `reasons` sum up as not judged, and
+    `required` how many results a file of the gate asked for.
+    """
 
     reasons: tuple[str, ...]
+    waived: tuple[str, ...] = ()
+    missing: tuple[Missing, ...] = ()
+    required: int = 0
 
     @property
     def releasable(self) -> bool:
         return not self.reasons
 
+    @property
+    def headline(self) -> str:
+        """What follows; `reasons` and `waived` say why."""
+        if self.reasons:
+            return f"not releasable: {counted(len(self.reasons), 'reason')}"
+        if self.waived:
+            return f"released with {counted(len(self.waived), 'waiver')}"
+        return "releasable: every test is a measured pass"
 
-def decide(tests: Sequence[TestRecord], *, not_run: int = 0, deselected: int = 0) -> Decision:
+    def __str__(self) -> str:
+        """In one sentence."""
+        return ": ".join(filter(None, (self.headline, "; ".join(self.reasons or self.waived))))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Decision:
+        """Also of a run.json that knew of no waivers. Raises ValueError for one that contradicts itself."""
+        decision = cls(
+            tuple(data["reasons"]),
+            tuple(data.get("waived", ())),
+            tuple(Missing(**each) for each in data.get("missing", ())),
+            data.get("required", 0),
+        )
+        if decision.releasable != data["releasable"]:
+            raise ValueError("its decision contradicts its reasons")
+        return decision
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"releasable": self.releasable, **asdict(self)}
+
+
+def decide(
+    tests: Sequence[TestRecord],
+    *,
+    not_run: int = 0,
+    deselected: Collection[str] = (),
+    required: Sequence[Requirement] = (),
+    promised: Sequence[Requirement] = (),
+    waivers: Waivers | None = None,
+) -> Decision:
     """Fails closed: no results, a skipped test and a prediction are reasons as good as a regression.
 
-    `not_run` counts tests that were collected but never ran, after Ctrl-C or --maxfail; `deselected` those about a
-    case that -k, -m or --deselect left out.
+    `not_run` counts tests that were collected but never ran, after Ctrl-C or --maxfail; `deselected` are ids of cases, one for
+    each test about a case that -k, -m or --deselect left out. `required` is what a release has to have, and `promised`
+    what baselines hold. A waiver that covers nothing is a reason too, for it says what is not true.
     """
     results = [result for test in tests for result in test.results]
-    reasons: list[str] = []
-    if not results:
-        reasons.append("nothing was judged")
-    if not_run:
-        reasons.append(f"not run: {counted(not_run, 'test')}")
-    if deselected:
-        reasons.append(f"deselected: {counted(deselected, 'test')}")
-    reasons += _outcomes(results)
-    judged = Counter(result.source for result in results if result.outcome != Outcome.ERROR)
-    reasons += [
-        f"{source or 'of unknown source'}, not measured: {counted(count, 'result')}"
-        for source, count in judged.items()
-        if source != Source.MEASURED
+    waived = [result for result in results if _is_waived(result)]
+    missing = _missing(required, tests, deselected)
+    asked = {(each.case, each.metric) for each in missing}
+    unjudged = [each for each in _missing(promised, tests, deselected) if (each.case, each.metric) not in asked]
+    reasons = [
+        *(["nothing was judged"] if not results else []),
+        *([f"not run: {counted(not_run, 'test')}"] if not_run else []),
+        *([f"deselected: {counted(len(deselected), 'test')}"] if deselected else []),
+        *_outcomes(result for result in results if not _is_waived(result)),
+        *_not_measured(results),
+        *_tests(tests),
+        *(waivers.objections(results) if waivers else []),
+        *_not_judged(missing, unjudged),
     ]
-    judged_badly = {r.nodeid for r in results if r.outcome != Outcome.PASS}
-    for test in tests:
-        if test.outcome == "passed":
-            if test.measures and not test.results:
-                reasons.append(f"judged nothing: {test.nodeid}: it measures and checks no promise")
-            if test.attempts > 1:
-                reasons.append(f"retried: {test.nodeid}: passed at attempt {test.attempts}")
-        elif test.outcome != "skipped" and test.nodeid not in judged_badly:
-            reasons.append(f"{test.outcome}: {test.nodeid}{': ' + test.reason if test.reason else ''}")
-    reasons += _skips(test for test in tests if test.outcome == "skipped" and test.nodeid not in judged_badly)
-    return Decision(tuple(reasons))
+    told = tuple(f"{result.case['id']}: {result.message}, {result.waived}" for result in waived)
+    return Decision(tuple(reasons), told, (*missing, *unjudged), len(required))
 
 
 _WORST_FIRST = (
@@ -67,17 +113,86 @@ _WORST_FIRST = (
 )
 
 
+def _is_waived(result: Result) -> bool:
+    """Whatever else a result says of a waiver: only a measured regression can have one."""
+    return result.waiver is not None and (result.outcome, result.source) == (Outcome.REGRESSION, Source.MEASURED)
+
+
 def _outcomes(results: Iterable[Result]) -> list[str]:
     """One reason for each result that is not a pass, also for an outcome that only a newer version knows."""
     by_outcome: dict[str, list[str]] = {outcome: [] for outcome in _WORST_FIRST}
     for result in results:
-        what = f"{result.case['id']} {result.metric}" if result.metric else str(result.case["id"])
-        by_outcome.setdefault(result.outcome, []).append(what)
+        by_outcome.setdefault(result.outcome, []).append(str(result))
     del by_outcome[Outcome.PASS]
     return [f"{outcome or 'without outcome'}: {what}" for outcome, found in by_outcome.items() for what in found]
+
+
+def _not_measured(results: Iterable[Result]) -> list[str]:
+    judged = Counter(result.source for result in results if result.outcome != Outcome.ERROR)
+    return [
+        f"{source or 'of unknown source'}, not measured: {counted(count, 'result')}"
+        for source, count in judged.items()
+        if source != Source.MEASURED
+    ]
+
+
+def _tests(tests: Sequence[TestRecord]) -> list[str]:
+    """What became of tests, but for those that failed or skipped by a result, which is a reason already."""
+    told = {r.nodeid for test in tests for r in test.results if r.outcome != Outcome.PASS and not _is_waived(r)}
+    reasons = []
+    for test in tests:
+        if test.outcome in ("passed", WAIVED):
+            if test.measures and not test.results:
+                reasons.append(f"judged nothing: {test.nodeid}: it measures and checks no promise")
+            if test.attempts > 1:
+                reasons.append(f"retried: {test.nodeid}: {test.outcome} at attempt {test.attempts}")
+        elif test.outcome != "skipped" and test.nodeid not in told:
+            reasons.append(f"{test.outcome}: {test.nodeid}{': ' + test.reason if test.reason else ''}")
+    return reasons + _skips(test for test in tests if test.outcome == "skipped" and test.nodeid not in told)
 
 
 def _skips(tests: Iterable[TestRecord]) -> list[str]:
     """One reason for all tests skipped alike, for a cause such as a missing GPU skips them by the dozen."""
     causes = Counter(test.reason for test in tests)
     return [f"skipped: {counted(count, 'test')}: {cause or 'no reason given'}" for cause, count in causes.items()]
+
+
+def _missing(asked: Iterable[Requirement], tests: Sequence[TestRecord], deselected: Collection[str]) -> list[Missing]:
+    judged: set[tuple[str, str | None]] = {
+        (str(result.case["id"]), result.metric) for test in tests for result in test.results if result.metric
+    }
+    judged |= {(test.case, None) for test in tests if test.case and test.outcome == "passed"}
+    about: dict[str, list[TestRecord]] = {}
+    for test in tests:
+        if test.case:
+            about.setdefault(test.case, []).append(test)
+    return [
+        Missing(each.case, each.metric, each.place, _why(about.get(each.case, ()), each.case in deselected))
+        for each in asked
+        if (each.case, each.metric) not in judged
+    ]
+
+
+def _why(tests: Sequence[TestRecord], deselected: bool) -> str:
+    """The cause that is nearest: what became of the tests about the case."""
+    for test in tests:
+        if test.outcome != "passed":
+            return f"{test.outcome}: {test.reason}" if test.reason else test.outcome
+    if deselected:
+        return "deselected"
+    return "its tests judge something else" if tests else "no test about it ran"
+
+
+def _not_judged(missing: Iterable[Missing], unjudged: Sequence[Missing]) -> list[str]:
+    """One reason for each cause, and one for all promises: a run of a part of the suite leaves dozens."""
+    causes: dict[str, list[Missing]] = {}
+    for each in missing:
+        causes.setdefault(each.why, []).append(each)
+    reasons = [f"required and not judged: {found[0]}{_others(found[1:])}: {why}" for why, found in causes.items()]
+    if unjudged:
+        reasons.append(f"promised and not judged: {unjudged[0]}{_others(unjudged[1:])}")
+    return reasons
+
+
+def _others(others: Sequence[Missing]) -> str:
+    return f" and {counted(len(others), 'other')}" if others else ""

@@ -21,10 +21,11 @@ from pytest_llamaperf.checking import (
     Measure,
     Predict,
     checkpoint_of,
+    end_as_waived,
     evaluating,
-    note_case,
     opened_engine,
     other_of,
+    start_over,
     tell,
 )
 from pytest_llamaperf.collecting import (
@@ -118,6 +119,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     tell(pyfuncitem, case, found)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # the last word on a report
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    return end_as_waived(item, report)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     expect(session.config, session.items, session.config.stash[ACCEPTANCE])
 
@@ -144,7 +151,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     found = getattr(request, "param", None)
     if not isinstance(found, Case):
         pytest.fail("the fixture `case` needs @pytest.mark.cases(...) or @pytest.mark.promised(...)", pytrace=False)
-    note_case(request.node, found)
+    start_over(request.node)
     return found
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from pytest_llamaperf.verdicts import Outcome, Verdict
 
+# What a waiver says at least.
+_WAIVER = frozenset({"reason", "owner", "expires", "file", "line"})
+
 
 @dataclass(frozen=True)
 class Result:
@@ -19,6 +22,7 @@ class Result:
     is of a prediction: seconds by kind of operator in a typical iteration (`decode`, `prompt`, and each `at best`).
     `metrics` are the values of every metric of the same measurement, judged or not. `paired` is of an accuracy that was
     compared document by document: see `Comparison.counts`.
+    `waiver` says who answers for a regression, why and until when; the outcome stays what it is.
     """
 
     nodeid: str
@@ -40,6 +44,19 @@ class Result:
     operators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     paired: Mapping[str, float] = field(default_factory=dict)
+    waiver: Mapping[str, Any] | None = None
+
+    def __str__(self) -> str:
+        """Case and metric; of an error there is no metric."""
+        return f"{self.case['id']} {self.metric}" if self.metric else str(self.case["id"])
+
+    @property
+    def waived(self) -> str:
+        """`waived until ... by ...: why (where)`, empty where it is not."""
+        if self.waiver is None:
+            return ""
+        it = self.waiver
+        return f"waived until {it['expires']} by {it['owner']}: {it['reason']} ({it['file']}:{it['line']})"
 
     @classmethod
     def of_verdict(cls, nodeid: str, verdict: Verdict) -> Result:
@@ -96,15 +113,19 @@ class Result:
         numbers = (*self.values, *(n for n in (self.value, self.low, self.high, promised) if n is not None))
         if not all(isinstance(n, float | int) and math.isfinite(n) for n in numbers):
             raise ValueError(f"a value of {self.nodeid} is no number")
+        if self.waiver is not None and not _WAIVER.issubset(self.waiver):
+            raise ValueError(f"a waiver without {', '.join(sorted(_WAIVER - set(self.waiver)))}")
 
 
 # The outcome of a test that was started and never ended.
 UNFINISHED = "unfinished"
+# The outcome of a test that would have failed by nothing but waived regressions; to pytest it fails as expected.
+WAIVED = "waived"
 
 
 @dataclass(frozen=True)
 class TestRecord:
-    """A test: passed, failed, error, skipped or unfinished; `reason` says why where it did not pass. Seconds.
+    """A test: passed, failed, error, skipped, waived or unfinished; `reason` says why where it did not pass. Seconds.
 
     `case` is the id of the case it is about, None for a test about none; `attempts` counts how often it was tried;
     `measures` tells whether it asked for measurements, which it then has to judge.

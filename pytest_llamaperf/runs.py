@@ -83,7 +83,7 @@ def run_document(header: RunHeader, tests: Sequence[TestRecord], decision: Decis
         "run": asdict(header),
         "results": [result.to_dict() for test in tests for result in test.results],
         "tests": [test.to_dict(with_results=False) for test in tests],
-        "decision": {"releasable": decision.releasable, "reasons": list(decision.reasons)},
+        "decision": decision.to_dict(),
     }
     return {**document, "checksum": _checksum(document)}
 
@@ -131,10 +131,7 @@ def _finished(document: Mapping[str, Any]) -> Run:
     )
     if results:
         raise ValueError(f"there are results of {next(iter(results))}, and no such test")
-    decision = Decision(tuple(document["decision"]["reasons"]))
-    if decision.releasable != document["decision"]["releasable"]:
-        raise ValueError("its decision contradicts its reasons")
-    return Run(_header(document["run"]), tests, decision)
+    return Run(_header(document["run"]), tests, Decision.from_dict(document["decision"]))
 
 
 def _cut_off(where: str, text: str) -> Run:

@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from pytest_llamaperf.accuracy.companions import TEXT
-from pytest_llamaperf.answers import ANSWERS, REPEATS
 from pytest_llamaperf.baselines import BaselineBook
 from pytest_llamaperf.cases import CPU, ENGINES, Case, Layout, Task, Workload
 from pytest_llamaperf.catalog import check_weights, gpus, model_named, recipe_named, workload_named
-from pytest_llamaperf.catalog.tasks import evaluations
+from pytest_llamaperf.catalog.tasks import task_named
 from pytest_llamaperf.errors import UsageError, nearest
 from pytest_llamaperf.metrics import metric_named
 
@@ -26,7 +24,6 @@ MARKERS = (
 )
 
 _PARTS = ("model", "recipe", "layout", "workload")
-_LOOKED_AT = (ANSWERS, REPEATS, TEXT, "checkpoint")  # beside the accuracy tasks of the catalog
 
 
 def selected_cases(
@@ -110,12 +107,7 @@ def other_case(case: Case, marker: pytest.Mark) -> Case:
 
 
 def _work(kind: str, name: str) -> Workload | Task:
-    if kind == "workload":
-        return workload_named(name)
-    if name not in _LOOKED_AT and name not in evaluations():
-        known = (*_LOOKED_AT, *evaluations())
-        raise UsageError(f"@pytest.mark.cases: unknown task {name!r}; {nearest(name, known)}")
-    return Task(name)
+    return workload_named(name) if kind == "workload" else task_named(name)
 
 
 def _promised(

@@ -26,7 +26,8 @@ class Settings:
     Predictions are made of `tables`.
     `against` is the build to compare with, and `allowed` are settings in which it may differ; with `resume` a comparison that
     was cut off goes on.
-    `baselines_named` tells a folder somebody asked for from the default, which need not exist yet.
+    `baselines_named` tells a folder somebody asked for from the default, which need not exist yet; `waivers` and `gate_file` are
+    None where nobody named one.
     """
 
     gpu: str
@@ -36,6 +37,9 @@ class Settings:
     baselines_named: bool
     results: Path | None
     gate: bool
+    gate_file: Path | None
+    waivers: Path | None
+    root: Path
     record: bool
     plan: bool
     restarts: int | None
@@ -57,6 +61,9 @@ class Settings:
             baselines_named=config.getoption("baselines") is not None,
             results=_path(config, config.getoption("results")),
             gate=config.getoption("gate"),
+            gate_file=_path(config, config.getoption("gate_file")),
+            waivers=_path(config, config.getoption("waivers")),
+            root=config.rootpath,
             record=config.getoption("record"),
             plan=config.getoption("plan"),
             restarts=config.getoption("restarts"),
@@ -106,7 +113,18 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--gate",
         action="store_true",
-        help="release gate: exit 1 unless every test is a measured pass and every promise was judged, and say why",
+        help="release gate: exit 1 unless every test is a measured pass, every promise was judged, and nothing is missing "
+        "that gates/<gpu>.yaml in the root directory requires; say why",
+    )
+    group.addoption(
+        "--gate-file",
+        metavar="FILE",
+        help="with --gate: another file of what is required",
+    )
+    group.addoption(
+        "--waivers",
+        metavar="FILE",
+        help="regressions that are accepted for a while, by whom and why (default: waivers.yaml in the root directory)",
     )
     group.addoption(
         "--record",

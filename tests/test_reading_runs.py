@@ -67,6 +67,17 @@ def test_observations_are_the_values_of_a_run_each_once() -> None:
     assert found.settings == {"max_batch_size": 64}
 
 
+def test_a_run_of_a_version_that_knew_no_waivers_is_read(folder: Path) -> None:
+    path = folder / "run.json"
+    document = json.loads(path.read_text())
+    for result in document["results"]:
+        del result["waiver"]
+    document["decision"] = {"releasable": False, "reasons": ["error: a case"]}
+    path.write_text(json.dumps(document))
+
+    assert read_run(path) == Run(HEADER, TESTS, DECISION)
+
+
 @given(st.data())
 def test_a_damaged_run_is_read_or_refused_and_never_a_traceback(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -88,8 +99,12 @@ def test_a_damaged_run_is_read_or_refused_and_never_a_traceback(
         ({"decision": {"releasable": True, "reasons": ["error"]}}, "its decision contradicts its reasons"),
         ({"tests": []}, "there are results of a.py::test_b, and no such test"),
         ({"results": [{"nodeid": "x"}]}, "is no run as this version writes it: KeyError"),
+        (
+            {"results": [{"nodeid": "x", "waiver": {"owner": "me", "line": 1}}]},
+            "a waiver without expires, file, reason",
+        ),
     ],
-    ids=["newer", "contradicts itself", "of no test", "half a result"],
+    ids=["newer", "contradicts itself", "of no test", "half a result", "half a waiver"],
 )
 def test_what_is_no_run_is_refused(folder: Path, change: dict[str, object], problem: str) -> None:
     path = folder / "run.json"

@@ -48,6 +48,13 @@ def targets_of(case: Case) -> Targets:
     return found
 
 
+def measures_of(task: str) -> tuple[str, ...]:
+    """What any model's answers to a task are measured by, where others set targets for it."""
+    return tuple(
+        dict.fromkeys(target.measure for tasks in _all().values() if task in tasks for target in tasks[task].targets)
+    )
+
+
 @functools.cache
 def _all() -> Mapping[str, Mapping[str, Targets]]:
     return {

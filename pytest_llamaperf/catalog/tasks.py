@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from pytest_llamaperf.cases import Model
+from pytest_llamaperf.cases import Model, Task
 from pytest_llamaperf.documents import Section, read_document
 from pytest_llamaperf.errors import UsageError, nearest
 
 _FILE = Path(__file__).parent / "tasks.yaml"
+
+# What is asked or looked at beside accuracy tasks, always in the same way, so that no entry describes it.
+FIXED = ("answers", "repeats", "text", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,13 @@ def evaluation_named(name: str) -> Evaluation:
     if name not in evaluations():
         raise UsageError(f"unknown accuracy task {name!r}; {nearest(name, evaluations())}")
     return evaluations()[name]
+
+
+def task_named(name: str) -> Task:
+    """An accuracy task or a fixed one. Raises UsageError with the nearest name for an unknown one."""
+    if name not in FIXED and name not in evaluations():
+        raise UsageError(f"unknown task {name!r}; {nearest(name, (*FIXED, *evaluations()))}")
+    return Task(name)
 
 
 def _evaluation(name: str, entry: Section) -> Evaluation:

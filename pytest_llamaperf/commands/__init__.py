@@ -13,6 +13,7 @@ from pytest_llamaperf.commands.accept import accept
 from pytest_llamaperf.commands.compare import compare
 from pytest_llamaperf.commands.confirm import confirm
 from pytest_llamaperf.commands.doctor import doctor
+from pytest_llamaperf.commands.gate import gate
 from pytest_llamaperf.commands.history import history
 from pytest_llamaperf.commands.launch import launch
 from pytest_llamaperf.commands.predict import predict
@@ -57,3 +58,4 @@ main.add_command(report)
 main.add_command(tables)
 main.add_command(accept)
 main.add_command(summary)
+main.add_command(gate)

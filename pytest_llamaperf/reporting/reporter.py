@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from pytest_llamaperf.acceptance import Acceptance
-from pytest_llamaperf.checking import case_of_report, measures_of_report, results_of
-from pytest_llamaperf.collecting import DESELECTED, REFUSAL, count_deselected, only_looks
+from pytest_llamaperf.checking import case_of_report, measures_of_report, results_of, waived_by
+from pytest_llamaperf.collecting import DESELECTED, REFUSAL, deselected_cases, only_looks
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import write_atomically
 from pytest_llamaperf.gates import Decision, decide
-from pytest_llamaperf.records import UNFINISHED, TestRecord
+from pytest_llamaperf.records import UNFINISHED, WAIVED, TestRecord
+from pytest_llamaperf.requirements import Requirement
 from pytest_llamaperf.runs import Run, RunHeader, RunLog, run_document, to_json
 from pytest_llamaperf.summaries.markdown import markdown_of
 from pytest_llamaperf.wording import counted, shown_path
@@ -37,21 +38,35 @@ class Reporter:
         self._files: _Files | None = None
         self._refusal: str | None = None
         self._not_run = 0
-        self._deselected = 0
+        self._deselected: list[str] = []
+        self._promised: Sequence[Requirement] = ()
         self._broken: list[str] = []
         self._recorded = ""
         self._recording_failed = False
 
     def pytest_sessionstart(self) -> None:
-        if self._acceptance.settings.results and not self._silent:
+        if self._silent:
+            return
+        if self._decides:
+            try:
+                _ = self._acceptance.required, self._acceptance.waivers
+            except UsageError as problem:
+                raise pytest.UsageError(str(problem)) from None
+        if self._acceptance.settings.results:
             self._files = _Files(self._acceptance.settings.results, self._acceptance)
+
+    @property
+    def _decides(self) -> bool:
+        """run.json tells a decision with and without --gate."""
+        settings = self._acceptance.settings
+        return settings.gate or settings.results is not None or settings.waivers is not None
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if not report.passed:
             self._broken.append(f"not collected: {report.nodeid}: {_reason(report)}")
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
-        self._deselected += count_deselected(items)
+        self._deselected += deselected_cases(items)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         before = self._tests.get(report.nodeid, TestRecord(report.nodeid, UNFINISHED, 0.0))
@@ -68,6 +83,9 @@ class Reporter:
         if report.failed:
             outcome = "failed" if report.when == "call" else "error"
             record = dataclasses.replace(record, outcome=outcome, reason=_reason(report))
+        elif waived := waived_by(report):
+            if record.outcome in (UNFINISHED, "passed"):  # and not a test that failed before its teardown
+                record = dataclasses.replace(record, outcome=WAIVED, reason=waived)
         elif report.skipped:
             record = dataclasses.replace(record, outcome="skipped", reason=_reason(report))
         elif report.when == "call" and report.passed:
@@ -84,7 +102,7 @@ class Reporter:
         if REFUSAL in output:
             self._refusal = str(output[REFUSAL])
         # Every worker collects, and deselects, the same.
-        self._deselected = max(self._deselected, int(output.get(DESELECTED, 0)))
+        self._deselected = max(self._deselected, output.get(DESELECTED, []), key=len)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -97,8 +115,11 @@ class Reporter:
         self._not_run = max(0, session.testscollected - len(self._tests))
         if session.exitstatus not in _ORDERLY_ENDS:
             self._broken.append(f"the session ended early, with exit status {int(session.exitstatus)}")
-        if self._acceptance.settings.gate or self._files:  # run.json tells a decision with and without --gate
-            self._broken += self._unjudged()
+        if self._decides:
+            try:
+                self._promised = self._acceptance.promised()
+            except UsageError as problem:  # a baseline file that no test of this run had read
+                self._broken.append(str(problem))
         if self._acceptance.settings.record:
             self._record()
         if self._files:
@@ -149,23 +170,18 @@ class Reporter:
                 "and not in git already"
             )
 
-    def _unjudged(self) -> list[str]:
-        """As one reason: a run of a part of the suite leaves dozens."""
-        results = [result for test in self._tests.values() for result in test.results]
-        try:
-            unjudged = self._acceptance.unjudged(results)
-        except UsageError as problem:  # a baseline file that no test of this run had read
-            return [str(problem)]
-        if not unjudged:
-            return []
-        more = f" and {counted(len(unjudged) - 1, 'other')}" if len(unjudged) > 1 else ""
-        return [f"promised and not judged: {unjudged[0]}{more}"]
-
     def _decision(self) -> Decision:
         """Of the tests, and of what kept them from being run or their results from being kept."""
-        decision = decide(list(self._tests.values()), not_run=self._not_run, deselected=self._deselected)
+        decision = decide(
+            list(self._tests.values()),
+            not_run=self._not_run,
+            deselected=self._deselected,
+            required=self._acceptance.required,
+            promised=self._promised,
+            waivers=self._acceptance.waivers,
+        )
         lost = [self._files.problem] if self._files and self._files.problem else []
-        return Decision((*decision.reasons, *self._broken, *lost))
+        return dataclasses.replace(decision, reasons=(*decision.reasons, *self._broken, *lost))
 
 
 class _Files:

@@ -42,12 +42,13 @@ def summary_text(results: Sequence[Result], *, width: int, color: bool) -> str:
 
 def decision_text(decision: Decision, *, width: int, color: bool) -> str:
     """May this build be released, and what stands against it; a reason stays on one line, to be searched for."""
-    if decision.releasable:
-        told = [Text("releasable: every test is a measured pass", style="bold green")]
-    else:
-        told = [Text(f"not releasable: {counted(len(decision.reasons), 'reason')}", style="bold red")]
-    reasons = [Text(f"  - {reason}") for reason in decision.reasons]
-    return rendered([*told, *reasons], width=width, color=color, wrap=False)
+    style = "bold red" if not decision.releasable else "bold yellow" if decision.waived else "bold green"
+    told = [Text(decision.headline, style=style)]
+    told += [Text(f"  - {reason}") for reason in decision.reasons]
+    told += [Text(f"  - waived: {each}", style="yellow") for each in decision.waived]
+    if len(decision.missing) > 1:
+        told.append(Text(f"run.json (--results) lists all {len(decision.missing)} that are missing", style="dim"))
+    return rendered(told, width=width, color=color, wrap=False)
 
 
 def rendered(parts: Iterable[RenderableType], *, width: int, color: bool, wrap: bool = True) -> str:
@@ -89,7 +90,7 @@ def _table(results: Sequence[Result]) -> Table:
             _cell(promised, result.unit),
             _cell(result.value, result.unit),
             "" if promised is None or result.value is None else change(result.value, promised),
-            Text(result.outcome, style=STYLES.get(result.outcome, "")),
+            Text(result.outcome + (", waived" if result.waiver else ""), style=STYLES.get(result.outcome, "")),
         )
     return table
 
