@@ -136,6 +136,25 @@ def test_a_released_build_says_so_and_shows_no_failure() -> None:
     assert "2 restarts" in read.text
 
 
+def test_a_waived_regression_is_released_and_still_shown_as_what_it_is() -> None:
+    waiver = {
+        "reason": "known, fixed in 1.3",
+        "owner": "ana",
+        "expires": "2027-01-31",
+        "file": "waivers.yaml",
+        "line": 3,
+    }
+    waived = dataclasses.replace(result(300.0, 301.0), waiver=waiver)
+    tests = (record(waived, outcome="waived"),)
+
+    read = Read(page(dataclasses.replace(run_of(waived), tests=tests, decision=decide(tests))))
+
+    assert "1 waiver" in read.text
+    assert "a measured pass or waived" in read.text
+    assert "regression of output_throughput" in read.text
+    assert read.text.count("waived until 2027-01-31 by ana: known, fixed in 1.3 (waivers.yaml:3)") == 2
+
+
 def test_a_run_that_was_cut_off_decides_nothing() -> None:
     run = dataclasses.replace(
         run_of(result(470.0, 471.0)), decision=None, header=dataclasses.replace(HEADER, finished=None)

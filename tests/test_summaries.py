@@ -76,7 +76,7 @@ def test_the_decision_comes_first_then_what_failed_then_every_value() -> None:
     text = markdown_of(run_of(result(), error, result(100.0, 1), broken=(unfinished,)))
 
     assert headings(text) == [
-        "Not releasable",
+        "Not releasable: 3 reasons",
         "Failures",
         f"regression: {ID} output_throughput",
         f"error: {ID}",
@@ -300,6 +300,23 @@ def summary(*arguments: str | Path) -> Ran:
     return CliRunner().invoke(main, ["summary", *map(str, arguments)], prog_name="llamaperf")
 
 
+def test_a_waived_regression_is_told_as_one_that_somebody_answers_for() -> None:
+    waiver = {
+        "reason": "known, fixed in 1.3",
+        "owner": "ana",
+        "expires": "2027-01-31",
+        "file": "waivers.yaml",
+        "line": 3,
+    }
+    waived = result(100.0, waiver=waiver)
+
+    text = markdown_of(Run(HEADER, (tests := (record(waived, outcome="waived"),)), decide(tests)))
+
+    told = "waived until 2027-01-31 by ana: known, fixed in 1.3 (waivers.yaml:3)"
+    assert headings(text)[:3] == ["Released with 1 waiver", "Failures", f"regression: {ID} output_throughput"]
+    assert text.count(told) == 2
+
+
 def test_without_options_it_is_markdown_for_a_job_summary(folder: Path) -> None:
     ran = summary(folder)
 
@@ -312,7 +329,7 @@ def test_all_files_are_written_at_once(folder: Path) -> None:
     ran = summary(folder, *(word for name, path in files.items() for word in (f"--{name}", path)))
 
     assert (ran.exit_code, ran.output) == (0, "")
-    assert files["markdown"].read_text().startswith("## Not releasable\n")
+    assert files["markdown"].read_text().startswith("## Not releasable: ")
     assert json.loads(files["bigger-is-better"].read_text())[0]["name"] == f"{ID} output_throughput"
     assert list(json.loads(files["bencher"].read_text())) == [ID]
 

@@ -110,7 +110,7 @@ def _failures(run: Run, rows: Sequence[Row], explained: set[str]) -> list[Failur
     bad.sort(key=lambda row: (FAILED.index(Outcome(row.result.outcome)), charts.headroom(row)))
     of_results = [
         Failure(
-            row.id, row.result.metric or "", row.result.outcome, row.result.message, row,
+            row.id, row.result.metric or "", row.result.outcome, _told(row.result), row,
             _again(run, row.result.nodeid), row.result.reproduce,
         )
         for row in bad
@@ -121,6 +121,10 @@ def _failures(run: Run, rows: Sequence[Row], explained: set[str]) -> list[Failur
         if test.outcome not in ("passed", "skipped") and test.nodeid not in explained
     ]
     return of_results + of_tests
+
+
+def _told(result: Result) -> str:
+    return f"{result.message}; {result.waived}" if result.waived else result.message
 
 
 def _explained(rows: Sequence[Row]) -> set[str]:

@@ -78,7 +78,7 @@ class _Page:
 def _title(decision: Decision | None) -> str:
     if decision is None:
         return "## Cut off before its end: no decision\n"
-    return "## Releasable: every test is a measured pass\n" if decision.releasable else "## Not releasable\n"
+    return f"## {decision.headline.capitalize()}\n"
 
 
 def _about(header: RunHeader) -> str:
@@ -87,7 +87,7 @@ def _about(header: RunHeader) -> str:
 
 
 def _reasons(decision: Decision | None) -> Iterator[str]:
-    reasons = decision.reasons if decision else ()
+    reasons = (*decision.reasons, *(f"waived: {each}" for each in decision.waived)) if decision else ()
     if reasons:
         yield ""
     for reason in reasons[:MOST_REASONS]:
@@ -119,8 +119,9 @@ def _failure(result: Result, header: RunHeader) -> str:
     what = f"{result.case['id']} {result.metric or ''}"
     promise = result.baseline or {}
     place = f"\nPromise in {escaped(str(promise['file']))}:{promise.get('line')}.\n" if "file" in promise else ""
+    message = f"{result.message}; {result.waived}" if result.waived else result.message
     commands = _again(result.nodeid, header) + (f"\n# by hand\n{result.reproduce}" if result.reproduce else "")
-    return f"\n#### {escaped(result.outcome)}: {escaped(what)}\n\n{escaped(_clipped(result.message, LONGEST))}\n{place}\n{_block(commands)}"
+    return f"\n#### {escaped(result.outcome)}: {escaped(what)}\n\n{escaped(_clipped(message, LONGEST))}\n{place}\n{_block(commands)}"
 
 
 def _broken(test: TestRecord, header: RunHeader) -> str:
