@@ -22,7 +22,7 @@ from pytest_llamaperf.errors import DocumentError
 from pytest_llamaperf.gates import decide
 from pytest_llamaperf.records import Result
 from pytest_llamaperf.verdicts import Outcome
-from pytest_llamaperf.waivers import Waivers, read_waivers
+from pytest_llamaperf.waivers import Waiver, Waivers, read_waivers
 
 CASE = case().id
 TODAY = date(2026, 11, 26)
@@ -336,15 +336,14 @@ def test_whatever_stands_in_the_file_nothing_passes_that_it_does_not_say(
 
 @given(st.sampled_from([o for o in Outcome if o is not Outcome.REGRESSION]), st.floats(0.001, 0.999))
 def test_nothing_but_a_regression_is_ever_covered(outcome: Outcome, loss: float) -> None:
-    path = Path("waivers.yaml")
-    (it,) = _entries(path, loss)
+    (it,) = of(loss)
 
     assert it.objection(dataclasses.replace(regression(), outcome=outcome.value), TODAY) is not None
 
 
 @given(st.floats(0.001, 0.999), st.floats(1.0, 462.0), st.floats(0.0, 1.0))
 def test_a_covered_loss_is_within_what_was_accepted(loss: float, value: float, share: float) -> None:
-    (it,) = _entries(Path("waivers.yaml"), loss)
+    (it,) = of(loss)
     low = value * share
 
     covered = it.objection(regression(value, low), TODAY) is None
@@ -352,9 +351,7 @@ def test_a_covered_loss_is_within_what_was_accepted(loss: float, value: float, s
     assert covered == (1 - low / 463.1 <= loss)
 
 
-def _entries(path: Path, loss: float) -> Waivers:
-    from pytest_llamaperf.waivers import Waiver
-
-    return Waivers(
-        [Waiver(CASE, "output_throughput", loss, "why", "who", date(2027, 1, 31), Version("1.2.1"), path, 5)], TODAY
-    )
+def of(loss: float) -> Waivers:
+    until, newest = date(2027, 1, 31), Version("1.2.1")
+    it = Waiver(CASE, "output_throughput", loss, "why", "who", until, newest, Path("waivers.yaml"), 5)
+    return Waivers([it], TODAY)
