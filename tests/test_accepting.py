@@ -467,22 +467,28 @@ def newer(text: str) -> str:
     return text.replace('"schema": 1', '"schema": 9', 1)
 
 
+def edited(document: dict[str, Any], **parts: object) -> str:
+    """As a run is that has no checksum."""
+    del document["checksum"]
+    return json.dumps({**document, **parts})
+
+
 def without_results(text: str) -> str:
     document = json.loads(text)
     tests = [dataclasses.asdict(TestRecord("a.py::test_a", "skipped", 0.0))]
     for test in tests:
         del test["results"]
-    return json.dumps({**document, "results": [], "tests": tests})
+    return edited(document, results=[], tests=tests)
 
 
 def of_no_case(text: str) -> str:
     document = json.loads(text)
-    return json.dumps({**document, "results": [{**document["results"][0], "case": None}]})
+    return edited(document, results=[{**document["results"][0], "case": None}])
 
 
 def of_words(text: str) -> str:
     document = json.loads(text)
-    return json.dumps({**document, "results": [{**document["results"][0], "value": "fast"}]})
+    return edited(document, results=[{**document["results"][0], "value": "fast"}])
 
 
 @pytest.mark.parametrize(

@@ -600,7 +600,7 @@ def test_a_summary_lies_beside_the_results_and_that_of_an_earlier_run_does_not(
     measured("--results=out", speeds=[100.0, 101.0])
 
     told = summary.read_text()
-    assert told.startswith("## Not releasable\n")
+    assert told.startswith("## Not releasable: 1 reason\n")
     assert f"#### regression: cpu/{CASE} output_throughput\n" in told
 
 
