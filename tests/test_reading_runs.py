@@ -101,7 +101,7 @@ def test_a_damaged_run_is_read_or_refused_and_never_a_traceback(
         ({"tests": []}, "there are results of a.py::test_b, and no such test"),
         ({"results": [{"nodeid": "x"}]}, "is no run as this version writes it: KeyError"),
         (
-            {"results": [{"nodeid": "x", "waiver": {"owner": "me", "line": 1}}]},
+            {"results": [{**JUDGED.to_dict(), "waiver": {"owner": "me", "line": 1}}]},
             "a waiver without expires, file, reason",
         ),
     ],
