@@ -12,7 +12,7 @@ from pytest_llamaperf import OUTPUT_THROUGHPUT, TPOT_MEDIAN
     recipe="bf16",
     layout="tp1",
     hardware="cpu",
-    workload="min-latency-16-32",
+    workload="min-latency-16-8",
 )
 def test_decode(case, measure, baseline):
     baseline.check(measure(case), OUTPUT_THROUGHPUT, TPOT_MEDIAN)
