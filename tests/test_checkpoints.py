@@ -1215,10 +1215,10 @@ def test_who_waits_is_told_for_whom(
     ("environment", "root"),
     [
         ({"LLAMAPERF_CACHE": "/data/checkpoints", "XDG_CACHE_HOME": "/xdg"}, "/data/checkpoints"),
-        ({"LLAMAPERF_CACHE": "~/checkpoints"}, "/home/eve/checkpoints"),
+        ({"LLAMAPERF_CACHE": "~/checkpoints"}, "/users/eve/checkpoints"),
         ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/pytest-llamaperf"),
-        ({"XDG_CACHE_HOME": "relative"}, "/home/eve/.cache/pytest-llamaperf"),
-        ({}, "/home/eve/.cache/pytest-llamaperf"),
+        ({"XDG_CACHE_HOME": "relative"}, "/users/eve/.cache/pytest-llamaperf"),
+        ({}, "/users/eve/.cache/pytest-llamaperf"),
     ],
 )
 def test_the_place_is_the_users_choice(
@@ -1226,7 +1226,7 @@ def test_the_place_is_the_users_choice(
 ) -> None:
     for name in ("LLAMAPERF_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in {"HOME": "/home/eve", **environment}.items():
+    for name, value in {"HOME": "/users/eve", **environment}.items():
         monkeypatch.setenv(name, value)
 
     assert str(default_root()) == root
