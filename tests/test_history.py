@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import json
 import os
@@ -149,6 +150,18 @@ def test_a_run_is_added_once_and_never_another_of_its_name(history: History) -> 
     assert len(history.of_run("run-1")) == 2
 
 
+def test_asking_leaves_the_collector_of_cycles_as_it_was(history: History) -> None:
+    assert gc.isenabled()
+    history.find()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        history.find()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
 def test_an_import_that_fails_leaves_nothing(history: History) -> None:
     def broken() -> Iterator[Observation]:
         yield from (observed(float(n), metric=f"m{n}") for n in range(1, 7_000))
@@ -171,6 +184,14 @@ def test_versions_are_found_however_they_are_written_and_come_in_their_order(his
         None, "main", "0.9.0", "0.10.0", "1.0.0rc3", "1.0.0", "1.0.0.post1"
     ]  # fmt: skip
     assert {each.run for each in history.of_version("1.0") if each.source == "measured"} == {"run-0"}
+
+
+def test_two_spellings_of_a_version_are_one_place_in_the_order(history: History) -> None:
+    spelled = ["1.0", "1.0.0", "1.0", "1.0.0"]
+    for number, version in enumerate(spelled):
+        history.add([observed(run=f"run-{number}", version=version, when=f"2026-11-{number + 10}")])
+
+    assert [each.version for each in history.series(CASE, "output_throughput") if each.source == "measured"] == spelled
 
 
 def test_a_prerelease_comes_before_its_candidates() -> None:
