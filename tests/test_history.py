@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from pytest_llamaperf.commands import main
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.gates import Decision
-from pytest_llamaperf.history import History, open_history
+from pytest_llamaperf.history import History, finding, open_history
 from pytest_llamaperf.history.lines import differing, lines_of
 from pytest_llamaperf.history.versions import same_version, version_order
 from pytest_llamaperf.observations import Observation
@@ -412,6 +412,24 @@ def test_those_who_read_see_all_of_a_run_or_nothing(tmp_path: Path) -> None:
         assert len(opened.of_run("run-1")) == 6_000
     assert before[0] == 30
     assert "run-1" not in before[1]
+
+
+def test_a_question_sees_one_moment_whoever_writes_meanwhile(
+    location: str, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history.add([observed()])
+    asked = finding._origin
+
+    def interrupted(row: Any) -> Any:
+        if row.source == "measured":
+            monkeypatch.setattr(finding, "_origin", asked)
+            with open_history(location) as other:
+                other.add([observed(run="run-2", case=CASE.replace("8b", "1b"), harness="another")])
+        return asked(row)
+
+    monkeypatch.setattr(finding, "_origin", interrupted)
+    assert [each.run for each in history.find(source="measured")] == ["run-1"]
+    assert {each.run for each in history.find(source="measured")} == {"run-1", "run-2"}
 
 
 def run_folder(folder: Path, name: str = "8a1c") -> Path:
