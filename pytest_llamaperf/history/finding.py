@@ -47,12 +47,12 @@ def found(database: Database, wanted: Mapping[str, Sequence[str]]) -> list[Obser
         .order_by(observations.c.id)
     )
     with _uncollected(), database.reading() as connection:
-        names = [
+        case_names, run_names = (
             {number: name for number, name in connection.execute(select(table.c.id, table.c.name))}
             for table in (cases, runs)
-        ]
+        )
         shared = {row.id: _origin(row) for row in connection.execute(select(origins))}
-        return list(_observations(connection.execute(query).all(), *names, shared))
+        return list(_observations(connection.execute(query).all(), case_names, run_names, shared))
 
 
 @contextlib.contextmanager
@@ -68,7 +68,10 @@ def _uncollected() -> Iterator[None]:
 
 
 def _observations(
-    rows: Iterable[Row[Any]], case_names: Mapping[int, str], run_names: Mapping[int, str], shared: Mapping[int, _Origin]
+    rows: Iterable[Sequence[Any]],
+    case_names: Mapping[int, str],
+    run_names: Mapping[int, str],
+    shared: Mapping[int, _Origin],
 ) -> Iterator[Observation]:
     """Rows as tuples and fields by place, in the orders of both: of 100,000 every name is a hundredth of a second."""
     nothing: dict[str, Any] = {}
