@@ -144,7 +144,12 @@ def test_a_run_is_added_once_and_never_another_of_its_name(history: History) -> 
 
     again = history.add([observed(), observed(metric="m")])
     assert (again.new, again.known) == ({}, {"run-1": 2})
-    for changed in ([observed()], [observed(), observed(metric="m", value=99.0)], [observed()] * 3):
+    for changed in (
+        [observed()],
+        [observed(), observed(metric="m", value=99.0)],
+        [observed(), observed(metric="m", harness="another")],
+        [observed()] * 3,
+    ):
         with pytest.raises(UsageError, match="run 'run-1' is in the history already, with other values"):
             history.add(changed)
     assert len(history.of_run("run-1")) == 2
@@ -217,11 +222,12 @@ def test_unknown_names_are_told_with_the_nearest(history: History) -> None:
 
 
 def test_what_is_forgotten_is_gone_and_can_be_added_again(history: History) -> None:
-    other = dataclasses.replace(observed(run="run-2"), case=CASE.replace("8b", "1b"))
+    other = dataclasses.replace(observed(run="run-2", version="1.3"), case=CASE.replace("8b", "1b"))
     history.add([observed(), other])
 
     assert history.forget("run-2") == 1
     assert "llama-3.1-1b" not in history.known("model")
+    assert "1.3" not in history.known("version")
     assert history.add([observed(run="run-2", value=1.0)]).new == {"run-2": 1}
 
 
@@ -267,6 +273,21 @@ def test_lines_end_where_nothing_may_be_compared() -> None:
     assert {name for one, other in itertools.pairwise(lines) for name in differing(one, other)} == {
         "source", "harness", "machine"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [{"processor": "EPYC 9654"}, {"processor": "Xeon 8480", "gpus": []}, {"gpus": [{"product": "NVIDIA H200"}] * 2}],
+    ids=str,
+)
+def test_another_processor_or_number_of_gpus_is_another_line(machine: dict[str, Any]) -> None:
+    one = (
+        {"processor": "Xeon 8480", "gpus": [{"product": "NVIDIA H200"}]}
+        if "processor" in machine
+        else observed().machine
+    )
+
+    assert len(lines_of([observed(machine=one), observed(run="2", machine=machine)])) == 2
 
 
 def test_a_database_of_a_newer_version_is_left_alone(location: str) -> None:
@@ -495,7 +516,11 @@ def test_everything_is_there_as_json(llamaperf: Any, tmp_path: Path) -> None:
 
     (line,) = document["lines"]
     assert (line["case"], line["steps"], line["alert"]) == (CASE, [], None)
-    assert line["observations"][0]["values"] == [474.5, 471.0]
+    (found,) = line["observations"]
+    assert found["values"] == [474.5, 471.0]
+    assert found["run"] == "8a1c"
+    assert "harness" in line
+    assert "harness" not in found
 
 
 def nights(tmp_path: Path, values: list[float]) -> str:
