@@ -411,10 +411,11 @@ def test_a_process_that_dies_while_it_writes_leaves_nothing(tmp_path: Path) -> N
 
 def test_those_who_read_see_all_of_a_run_or_nothing(tmp_path: Path) -> None:
     path = str(tmp_path / "h.sqlite")
+    much = 1_000 * "r"  # in all more than SQLite keeps in memory before it writes, when readers wait without its log
     halfway, go_on = threading.Event(), threading.Event()
 
     def slow() -> Iterator[Observation]:
-        yield from (observed(float(n + 1), metric=f"m{n}") for n in range(6_000))
+        yield from (observed(float(n + 1), metric=f"m{n}", reference=much) for n in range(6_000))
         halfway.set()
         go_on.wait(60)
 
