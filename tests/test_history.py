@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import json
 import os
@@ -27,7 +28,7 @@ from hypothesis import strategies as st
 from pytest_llamaperf.commands import main
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.gates import Decision
-from pytest_llamaperf.history import History, open_history
+from pytest_llamaperf.history import History, finding, open_history
 from pytest_llamaperf.history.lines import differing, lines_of
 from pytest_llamaperf.history.versions import same_version, version_order
 from pytest_llamaperf.observations import Observation
@@ -143,10 +144,27 @@ def test_a_run_is_added_once_and_never_another_of_its_name(history: History) -> 
 
     again = history.add([observed(), observed(metric="m")])
     assert (again.new, again.known) == ({}, {"run-1": 2})
-    for changed in ([observed()], [observed(), observed(metric="m", value=99.0)], [observed()] * 3):
+    for changed in (
+        [observed()],
+        [observed(), observed(metric="m", value=99.0)],
+        [observed(), observed(metric="m", harness="another")],
+        [observed()] * 3,
+    ):
         with pytest.raises(UsageError, match="run 'run-1' is in the history already, with other values"):
             history.add(changed)
     assert len(history.of_run("run-1")) == 2
+
+
+def test_asking_leaves_the_collector_of_cycles_as_it_was(history: History) -> None:
+    assert gc.isenabled()
+    history.find()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        history.find()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_an_import_that_fails_leaves_nothing(history: History) -> None:
@@ -173,6 +191,14 @@ def test_versions_are_found_however_they_are_written_and_come_in_their_order(his
     assert {each.run for each in history.of_version("1.0") if each.source == "measured"} == {"run-0"}
 
 
+def test_two_spellings_of_a_version_are_one_place_in_the_order(history: History) -> None:
+    spelled = ["1.0", "1.0.0", "1.0", "1.0.0"]
+    for number, version in enumerate(spelled):
+        history.add([observed(run=f"run-{number}", version=version, when=f"2026-11-{number + 10}")])
+
+    assert [each.version for each in history.series(CASE, "output_throughput") if each.source == "measured"] == spelled
+
+
 def test_a_prerelease_comes_before_its_candidates() -> None:
     assert (
         version_order("0.17.0") < version_order("0.20-prerelease") < version_order("0.20.0rc0") < version_order("0.20")
@@ -196,11 +222,12 @@ def test_unknown_names_are_told_with_the_nearest(history: History) -> None:
 
 
 def test_what_is_forgotten_is_gone_and_can_be_added_again(history: History) -> None:
-    other = dataclasses.replace(observed(run="run-2"), case=CASE.replace("8b", "1b"))
+    other = dataclasses.replace(observed(run="run-2", version="1.3"), case=CASE.replace("8b", "1b"))
     history.add([observed(), other])
 
     assert history.forget("run-2") == 1
     assert "llama-3.1-1b" not in history.known("model")
+    assert "1.3" not in history.known("version")
     assert history.add([observed(run="run-2", value=1.0)]).new == {"run-2": 1}
 
 
@@ -246,6 +273,21 @@ def test_lines_end_where_nothing_may_be_compared() -> None:
     assert {name for one, other in itertools.pairwise(lines) for name in differing(one, other)} == {
         "source", "harness", "machine"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [{"processor": "EPYC 9654"}, {"processor": "Xeon 8480", "gpus": []}, {"gpus": [{"product": "NVIDIA H200"}] * 2}],
+    ids=str,
+)
+def test_another_processor_or_number_of_gpus_is_another_line(machine: dict[str, Any]) -> None:
+    one = (
+        {"processor": "Xeon 8480", "gpus": [{"product": "NVIDIA H200"}]}
+        if "processor" in machine
+        else observed().machine
+    )
+
+    assert len(lines_of([observed(machine=one), observed(run="2", machine=machine)])) == 2
 
 
 def test_a_database_of_a_newer_version_is_left_alone(location: str) -> None:
@@ -369,10 +411,11 @@ def test_a_process_that_dies_while_it_writes_leaves_nothing(tmp_path: Path) -> N
 
 def test_those_who_read_see_all_of_a_run_or_nothing(tmp_path: Path) -> None:
     path = str(tmp_path / "h.sqlite")
+    much = 1_000 * "r"  # in all more than SQLite keeps in memory before it writes, when readers wait without its log
     halfway, go_on = threading.Event(), threading.Event()
 
     def slow() -> Iterator[Observation]:
-        yield from (observed(float(n + 1), metric=f"m{n}") for n in range(6_000))
+        yield from (observed(float(n + 1), metric=f"m{n}", reference=much) for n in range(6_000))
         halfway.set()
         go_on.wait(60)
 
@@ -391,6 +434,24 @@ def test_those_who_read_see_all_of_a_run_or_nothing(tmp_path: Path) -> None:
         assert len(opened.of_run("run-1")) == 6_000
     assert before[0] == 30
     assert "run-1" not in before[1]
+
+
+def test_a_question_sees_one_moment_whoever_writes_meanwhile(
+    location: str, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history.add([observed()])
+    asked = finding._origin
+
+    def interrupted(row: Any) -> Any:
+        if row.source == "measured":
+            monkeypatch.setattr(finding, "_origin", asked)
+            with open_history(location) as other:
+                other.add([observed(run="run-2", case=CASE.replace("8b", "1b"), harness="another")])
+        return asked(row)
+
+    monkeypatch.setattr(finding, "_origin", interrupted)
+    assert [each.run for each in history.find(source="measured")] == ["run-1"]
+    assert {each.run for each in history.find(source="measured")} == {"run-1", "run-2"}
 
 
 def run_folder(folder: Path, name: str = "8a1c") -> Path:
@@ -456,7 +517,11 @@ def test_everything_is_there_as_json(llamaperf: Any, tmp_path: Path) -> None:
 
     (line,) = document["lines"]
     assert (line["case"], line["steps"], line["alert"]) == (CASE, [], None)
-    assert line["observations"][0]["values"] == [474.5, 471.0]
+    (found,) = line["observations"]
+    assert found["values"] == [474.5, 471.0]
+    assert found["run"] == "8a1c"
+    assert "harness" in line
+    assert "harness" not in found
 
 
 def nights(tmp_path: Path, values: list[float]) -> str:

@@ -55,10 +55,15 @@ def test_what_went_and_came_back_is_two_steps() -> None:
 
 
 def test_a_level_moves_between_versions_only() -> None:
-    """Twelve runs of two versions in which the machine got slower after the ninth: no border is there."""
-    found = steps_of(line(noisy(3, 12, (9, -0.05)), each=6))
+    """Six runs of each version; the machine got slower within the second, where no border is."""
+    (found,) = steps_of(line(noisy(3, 36, (9, -0.05)), each=6))
 
-    assert all(step.version == "1.1" for step in found)
+    assert (found.before, found.version, found.runs_before) in [("1.0", "1.1", 6), ("1.1", "1.2", 12)]
+
+
+def test_what_nobody_looks_for_is_no_step() -> None:
+    assert steps_of(line([100.0] * 20 + [99.5] * 20)) == ()
+    assert len(steps_of(line([100.0] * 20 + [98.5] * 20))) == 1
 
 
 def test_a_level_of_too_few_runs_is_none() -> None:

@@ -279,6 +279,27 @@ def test_results_of_lm_eval_are_accuracies_by_the_version_of_the_task(tmp_path: 
     assert (flexible.metric, flexible.low) == ("exact_match (flexible-extract)", None)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [(("config", "limit"), 100.0, "limit 100.0"), (("n-shot", "gsm8k"), 0, "0-shot"), (("versions", "gsm8k"), 2.0, "version 2.0")],
+    ids=str,
+)  # fmt: skip
+def test_scores_of_other_questions_are_of_another_harness(
+    tmp_path: Path, place: tuple[str, str], value: float, told: str
+) -> None:
+    found = read_observations(write(tmp_path, changed(EVALUATION, place, value)))
+
+    assert told in found[0].harness
+
+
+def test_scores_of_which_less_is_better_say_so(tmp_path: Path) -> None:
+    found = read_observations(
+        write(tmp_path, changed(EVALUATION, ("higher_is_better", "gsm8k"), {"exact_match": False}))
+    )
+
+    assert {each.better for each in found} == {"lower"}
+
+
 def test_our_own_runs_are_read_from_their_folder_and_their_file(tmp_path: Path) -> None:
     header = RunHeader("8a1c", "2026-11-22T10:00:00Z", "h200", "tensorrt-llm")
     write(tmp_path, to_json(run_document(header, [record(result())], Decision(()))), "run.json")

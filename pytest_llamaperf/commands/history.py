@@ -77,7 +77,7 @@ def history(ctx: click.Context, /, db: str | None, as_json: bool, **wanted: tupl
         from pytest_llamaperf.history.documents import document
         from pytest_llamaperf.runs import to_json
 
-        click.echo(to_json(document(observations), indent=1))
+        click.echo(to_json(document(observations)))
     elif not observations:
         raise UsageError("nothing in the history is all of that; leave out one of the options")
     else:

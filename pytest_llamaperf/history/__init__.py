@@ -7,9 +7,9 @@ history, and in none of the databases.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,11 +75,15 @@ class History:
             for part, names in chosen.items():
                 self._refuse_unknown(part, names)
         # Places instead of versions: comparing two of those takes longer than reading a row.
-        place = {version: n for n, version in enumerate(sorted({each.version for each in observed}, key=version_order))}
-        observed.sort(key=lambda each: each.when or "")
-        observed.sort(key=lambda each: place[each.version])
-        observed.sort(key=attrgetter("case", "metric"))
-        return tuple(observed)
+        orders = {version: version_order(version) for version in {each.version for each in observed}}
+        places = {order: n for n, order in enumerate(sorted(set(orders.values())))}
+        place = {version: places[order] for version, order in orders.items()}
+        series: dict[tuple[str, str], list[Observation]] = {}
+        for each in observed:
+            series.setdefault((each.case, each.metric), []).append(each)
+        for several in series.values():
+            several.sort(key=lambda each: (place[each.version], each.when or ""))
+        return tuple(itertools.chain.from_iterable(series[key] for key in sorted(series)))
 
     def series(self, case: str, metric: str) -> tuple[Observation, ...]:
         """Everything of one metric of one case, by version and time. Raises UsageError as `find` does."""

@@ -41,7 +41,9 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        with self._told(), self._engine.begin() as connection:
+        """A transaction in which every statement sees the same moment, as SQLite has it anyway."""
+        level = {"isolation_level": "REPEATABLE READ"} if self._engine.dialect.name == "postgresql" else {}
+        with self._told(), self._engine.connect().execution_options(**level) as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from pytest_llamaperf.history.alerts import alert_of
@@ -13,6 +13,9 @@ from pytest_llamaperf.observations import Observation
 
 # 1: lines, with observations, steps and alert.
 SCHEMA = 1
+# What a line says for all of its observations, and what each says itself: of its machine a line has the kind alone.
+_SHARED = ("case", "metric", "source", "harness", "unit", "better")
+_OWN = tuple(field.name for field in fields(Observation) if field.name not in _SHARED)
 
 
 def document(observations: Iterable[Observation]) -> dict[str, Any]:
@@ -22,14 +25,10 @@ def document(observations: Iterable[Observation]) -> dict[str, Any]:
 
 def _of(line: Line) -> dict[str, Any]:
     found = alert_of(line)
-    shared = {
-        name: getattr(line, name) for name in ("case", "metric", "source", "harness", "unit", "better", "machine")
-    }
     return {
-        **shared,
-        "observations": [
-            {k: v for k, v in asdict(each).items() if k not in shared or k == "machine"} for each in line.observations
-        ],
+        **{name: getattr(line, name) for name in _SHARED},
+        "machine": line.machine,
+        "observations": [{name: getattr(each, name) for name in _OWN} for each in line.observations],
         "steps": [asdict(step) for step in steps_of(line)],
         "alert": None if found is None else {"loss": found.loss, "noticed": found.noticed},
     }
