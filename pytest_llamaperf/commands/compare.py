@@ -104,6 +104,8 @@ def compare(
     from pytest_llamaperf.comparing.comparison import compare as compared
     from pytest_llamaperf.importing.reading import Told
 
+    if json_path == markdown_path == "-":
+        raise UsageError("--json and --markdown cannot both be -: name a file for one of them")
     most = None if everything else MOST
     with _uncollected():
         told = Told(
