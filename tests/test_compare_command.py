@@ -123,6 +123,31 @@ def test_what_differs_is_named_and_compared_when_allowed(llamaperf: Any, tmp_pat
     assert "--allow-difference clock: nothing differs in that" in allowed.stderr
 
 
+def test_what_only_b_has_fails_when_asked_and_what_only_a_has_unless_asked(llamaperf: Any, tmp_path: Path) -> None:
+    one, two = (judged((100.0,), source=Source.PREDICTED, work=work) for work in ("128-128", "128-2048"))
+    some, more = write(tmp_path / "a", one), write(tmp_path / "b", one, two)
+
+    assert llamaperf(some, more).exit_code == 0
+    assert llamaperf(some, more, "--fail-on", "added").exit_code == 3
+    assert llamaperf(more, some).exit_code == 3
+    assert llamaperf(more, some, "--fail-on", "regression").exit_code == 0
+
+
+def test_nothing_fails_where_nothing_was_compared_either(llamaperf: Any, tmp_path: Path) -> None:
+    before, after = write(tmp_path / "a", judged((1.0,))), write(tmp_path / "b", judged((1.0,), work="128-2048"))
+
+    assert llamaperf(before, after, "--fail-on", "nothing").exit_code == 0
+
+
+def test_two_documents_do_not_fit_in_standard_output(llamaperf: Any, tmp_path: Path) -> None:
+    before, after = write(tmp_path / "a", *predictions(1.0)), write(tmp_path / "b", *predictions(1.0))
+
+    result = llamaperf(before, after, "--json", "-", "--markdown", "-")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--json and --markdown cannot both be -" in result.stderr
+
+
 def test_a_case_that_broke_is_missing_with_its_error(llamaperf: Any, tmp_path: Path) -> None:
     broken = Judged.of_error("a.py::x", case(f"{KEY}-128-128").to_dict(), "out of memory")
     before, after = write(tmp_path / "a", judged((100.0,))), write(tmp_path / "b", broken)

@@ -35,7 +35,7 @@ def observed(*values: float, metric: str = "output_throughput", **other: Any) ->
     told = metric_named(metric)
     fields: dict[str, Any] = {
         "case": CASE, "metric": metric, "unit": told.unit, "better": told.better.value, "source": "measured",
-        "value": math.fsum(values) / len(values), "run": "a", "harness": "pytest-llamaperf/tensorrt-llm",
+        "value": sum(values) / len(values), "run": "a", "harness": "pytest-llamaperf/tensorrt-llm",
         "version": "1.1", "values": values, "settings": {"max_batch_size": 64}, "machine": MACHINE,
     }  # fmt: skip
     return Observation(**{**fields, **other})
@@ -145,6 +145,12 @@ def test_what_is_no_quantity_is_an_error(bad: float, kind: Any) -> None:
     for found in (only(comparing(kind(100.0), after)), only(comparing(after, kind(100.0)))):
         assert (found.outcome, found.loss) == ("error", None)
         assert "is no quantity" in found.reason
+
+
+def test_values_whose_sum_is_beyond_all_numbers_are_compared() -> None:
+    huge = observed(1e308, 1.01e308, 0.99e308, value=1e308)
+
+    assert only(comparing(huge, huge)).outcome == "pass"
 
 
 def test_one_bad_restart_is_an_error_too() -> None:
@@ -263,6 +269,46 @@ def test_the_latest_of_several_runs_is_compared_and_the_others_tell_the_noise() 
     assert both.high > alone.high
 
 
+def test_noise_is_not_learned_from_another_harness() -> None:
+    other = observed(200.0, 260.0, 150.0, harness="trtllm-bench/pytorch", run="other")
+
+    alone = only(comparing(observed(*QUIET[0]), observed(*QUIET[1])))
+    both = only(comparing((observed(*QUIET[0]), other), later(observed(*QUIET[1]))))
+
+    assert (both.low, both.high) == (alone.low, alone.high)
+
+
+def test_where_no_source_is_common_the_best_evidence_is_put_beside_the_other() -> None:
+    comparison = comparing((published(90.0), observed(*QUIET[0])), later(predicted(100.0)))
+
+    (unlike,) = comparison.unlike
+    assert (unlike.pair.before.source, unlike.pair.after.source) == ("measured", "predicted")
+
+
+@pytest.mark.parametrize(("slower", "stale"), [(5, False), (6, True)])
+def test_more_suspects_than_a_quarter_of_what_was_screened_may_be_the_day(slower: int, stale: bool) -> None:
+    cases = [f"{CASE}-{n}" for n in range(20)]
+    before = tuple(observed(*QUIET[0], case=case) for case in cases)
+    after = later(
+        *(
+            observed(*([80.0, 80.3, 79.9] if n < slower else QUIET[1]), case=case)  # 20 % less, or nothing
+            for n, case in enumerate(cases)
+        )
+    )
+    exact = tuple(predicted(100.0, case=f"{CASE}-predicted-{n}") for n in range(20))
+
+    comparison = comparing((*before, *exact), (*after, *later(*exact)))
+
+    assert len(comparison.having(Outcome.SUSPECT)) == slower
+    assert comparison.stale is stale
+
+
+def test_two_versions_of_one_publication_are_not_the_same() -> None:
+    before, after = published(100.0, run="blog"), published(90.0, run="blog", version="1.2")
+
+    assert only(comparing(before, (after,))).outcome == "inconclusive"
+
+
 def test_what_only_one_side_has_is_listed_with_the_reason_where_it_is_known() -> None:
     gone, new = (observed(1.0, case=f"h200/tensorrt-llm/llama-3.1-8b/bf16/tp{n}/min-latency-8-8") for n in (1, 2))
     ours = Build("A", (observed(*QUIET[0]), gone))
@@ -355,6 +401,38 @@ def test_an_operator_that_was_timed_otherwise_is_not_blamed() -> None:
     assert only(blamed).outcome == "regression"
     assert [(culprit.kind, culprit.of) for culprit in blamed.culprits] == [("GEMM", 1)]
     assert "attention +40.0 % is not blamed" in str(only(blamed).phases[0])
+
+
+def test_what_moved_against_the_iteration_is_not_its_culprit() -> None:
+    moved = {"GEMM": 0.009, "attention": 0.0045, "all-reduce": 0.003}
+
+    (phase,) = blame("tpot_median", {"decode": OPERATORS}, {"decode": moved})
+
+    assert phase.slower > 0
+    assert phase.moves[0].kind == "GEMM"
+    assert phase.culprit is not None
+    assert phase.culprit.kind == "attention"
+
+
+def test_of_two_iterations_the_one_that_got_slower_by_more_has_the_culprit() -> None:
+    before = predicted(100.0, operators={"decode": OPERATORS, "prompt": OPERATORS})
+    after = predicted(
+        80.0, operators={"decode": {**OPERATORS, "GEMM": 0.0125}, "prompt": {**OPERATORS, "all-reduce": 0.005}}
+    )
+
+    assert [culprit.kind for culprit in comparing(before, after).culprits] == ["all-reduce"]
+
+
+def test_one_iteration_that_turns_on_what_was_timed_otherwise_leaves_it_open() -> None:
+    before, after = (
+        predicted(value, settings={"decode_attention": how}, operators={"decode": decode, "prompt": prompt})
+        for value, how, decode, prompt in (
+            (100.0, "up to rc10", OPERATORS, OPERATORS),
+            (90.0, "from rc20", {**OPERATORS, "attention": 0.004}, {**OPERATORS, "GEMM": 0.0125}),
+        )
+    )
+
+    assert only(comparing(before, after, allowed=["decode_attention"])).outcome == "inconclusive"
 
 
 def test_a_gain_that_only_the_timing_of_an_operator_shows_hides_no_loss() -> None:

@@ -194,3 +194,12 @@ def test_units_do_not_matter(scale: float) -> None:
 
     assert scaled.outcomes == plain.outcomes
     assert scaled.loss.estimate == pytest.approx(plain.loss.estimate, abs=1e-9)
+
+
+def test_each_cell_has_the_limits_of_its_own_metric() -> None:
+    cells = [Cell("e", "c", metric) for metric in (OUTPUT_THROUGHPUT, TTFT_MEDIAN)]
+    readings = {cell: [1.0, 1.001, 0.999] for cell in cells}
+
+    limits = screen(readings, readings).limits
+
+    assert limits.allowed == pytest.approx([0.005, 0.01], rel=0.02)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pytest_llamaperf.commands.names import Names, flat
+from pytest_llamaperf.commands.outputs import write
 from pytest_llamaperf.errors import UsageError, nearest
 from pytest_llamaperf.wording import shown_path
 
@@ -103,6 +104,8 @@ def compare(
     from pytest_llamaperf.comparing.comparison import compare as compared
     from pytest_llamaperf.importing.reading import Told
 
+    if json_path == markdown_path == "-":
+        raise UsageError("--json and --markdown cannot both be -: name a file for one of them")
     most = None if everything else MOST
     with _uncollected():
         told = Told(
@@ -226,22 +229,10 @@ def _write_json(path: str, comparison: Comparison) -> None:
     from pytest_llamaperf.comparing.documents import document
     from pytest_llamaperf.runs import to_json
 
-    _write("--json", path, to_json(document(comparison), indent=1) + "\n")
+    write("--json", path, to_json(document(comparison), indent=1) + "\n")
 
 
 def _write_markdown(path: str, comparison: Comparison, most: int | None) -> None:
     from pytest_llamaperf.comparing.markdown import page
 
-    _write("--markdown", path, page(comparison, most))
-
-
-def _write(option: str, path: str, text: str) -> None:
-    from pytest_llamaperf.files import write_atomically
-
-    if path == "-":
-        click.echo(text, nl=False)
-        return
-    try:
-        write_atomically(Path(path), text)
-    except OSError as problem:
-        raise UsageError(f"{option} {path}: cannot be written: {problem.strerror}") from None
+    write("--markdown", path, page(comparison, most))

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +13,7 @@ import click
 from pytest_llamaperf.cases import SCENARIOS, Case, Layout, Model, Recipe, Workload
 from pytest_llamaperf.catalog import gpu_named, gpus, model_named, models, recipe_named, recipes, workload_named
 from pytest_llamaperf.commands.names import Names, flat
+from pytest_llamaperf.commands.outputs import write
 from pytest_llamaperf.commands.tables import completed_versions
 from pytest_llamaperf.errors import DoesNotFit, LlamaperfError, UsageError
 from pytest_llamaperf.operator_tables import INSTALLED, Tables, tables_named
@@ -294,18 +294,10 @@ def _listed(shares: Mapping[str, float]) -> str:
 
 
 def _write_json(path: str, outcomes: list[_Outcome]) -> None:
-    from pytest_llamaperf.files import write_atomically
     from pytest_llamaperf.runs import to_json
 
     document = {"schema": 1, "predictions": [_as_json(wanted, outcome) for wanted, outcome in outcomes]}
-    text = to_json(document, indent=1) + "\n"
-    if path == "-":
-        click.echo(text, nl=False)
-        return
-    try:
-        write_atomically(Path(path), text)
-    except OSError as problem:
-        raise UsageError(f"--json {path}: cannot be written: {problem.strerror}") from None
+    write("--json", path, to_json(document, indent=1) + "\n")
 
 
 def _as_json(wanted: _Wanted, outcome: Prediction | LlamaperfError) -> dict[str, object]:

@@ -174,7 +174,7 @@ def shown(value: object) -> str:
 
 def _place(compared: Compared) -> tuple[int, float, str, str]:
     loss = float("-inf") if compared.loss is None else compared.loss
-    return (_PLACES[compared.outcome], -loss, compared.case, compared.metric)
+    return (_PLACES[compared.outcome], -loss, compared.after.case, compared.after.metric)
 
 
 def _missing(alone: Iterable[Observation], other: Build) -> tuple[Missing, ...]:

@@ -146,7 +146,7 @@ def _screened(
     import numpy as np
 
     rows = [
-        (_cell(after), before.values, after.values, history.get(_series(after), ()))
+        (_cell(after), before.values, after.values, history.get(_series(after), ()) if history else ())
         for before, after in (pairs[number] for number in numbers)
     ]
     screening = screen_rows(rows, rule, against)
@@ -161,7 +161,7 @@ def _screened(
     for number, outcome, worse, relative, low, high in judged:
         before, after = pairs[number]
         differences = allowed.get(number, ())
-        hindrance = _kinds(differences)
+        hindrance = _kinds(differences) if differences else ""
         verdict = Outcome.INCONCLUSIVE if hindrance else outcome
         yield Compared(before, after, verdict, worse, relative, low, high, hindrance, by, differences)
 
@@ -216,8 +216,6 @@ def _why_open(pair: Pair, rule: Rule) -> str:
 
 def _kinds(differences: Sequence[Difference]) -> str:
     """Why nothing can follow from a comparison of different kinds of values, allowed as it is."""
-    if not differences:
-        return ""
     different = [each.field for each in differences if each.field in KINDS]
     return f"they differ in {' and '.join(different)}, so nothing follows about the version" if different else ""
 
@@ -235,9 +233,8 @@ def _impossible(pair: Pair) -> str:
 
 
 def _is_quantity(values: Sequence[float], unit: str) -> bool:
-    """A sum tells whether one of them is NaN or infinite."""
     least = min(values)
-    return (least > 0 or (least == 0 and unit in _SCORES)) and math.isfinite(math.fsum(values))
+    return (least > 0 or (least == 0 and unit in _SCORES)) and all(map(math.isfinite, values))
 
 
 def _has_restarts(pair: Pair, rule: Rule) -> bool:

@@ -63,7 +63,7 @@ def _surely_alike(before: Observation, after: Observation) -> bool:
         and before.better == after.better
         and before.settings == after.settings
         and before.machine == after.machine
-        and (before.versions == after.versions or _instruments(before) == _instruments(after))
+        and all(before.versions.get(name) == after.versions.get(name) for name in INSTRUMENTS)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -53,13 +54,13 @@ def pair_up(before: Iterable[Observation], after: Iterable[Observation]) -> Pair
     where the two sides have none in common are different ones put side by side, for `likeness` to refuse.
     """
     mine, theirs = _by_key(before), _by_key(after)
-    partner = {key: key for key in mine if key in theirs}
-    if len(partner) < min(len(mine), len(theirs)):
-        partner |= _elsewhere(mine, theirs)
+    together = [(ours, theirs[key]) for key, ours in mine.items() if key in theirs]
+    lonely = len(mine) > len(together) or len(theirs) > len(together)
+    elsewhere = _elsewhere(mine, theirs) if lonely else {}
+    together += [(mine[key], theirs[other]) for key, other in elsewhere.items()]
     pairs: list[Pair] = []
     earlier: list[Observation] = []
-    for key, other in partner.items():
-        ours, others = mine[key], theirs[other]
+    for ours, others in together:
         if len(ours) == len(others) == 1:
             pairs.append(Pair(ours[0], others[0]))
         else:
@@ -67,7 +68,10 @@ def pair_up(before: Iterable[Observation], after: Iterable[Observation]) -> Pair
             taken = {id(one) for pair in chosen for one in pair}
             pairs += chosen
             earlier += [one for one in (*ours, *others) if id(one) not in taken]
-    return Pairing(tuple(pairs), _alone(mine, set(partner)), _alone(theirs, set(partner.values())), tuple(earlier))
+    if not lonely:
+        return Pairing(tuple(pairs), (), (), tuple(earlier))
+    only_before = _alone(mine, theirs.keys() | elsewhere.keys())
+    return Pairing(tuple(pairs), only_before, _alone(theirs, mine.keys() | set(elsewhere.values())), tuple(earlier))
 
 
 def _by_key(observations: Iterable[Observation]) -> dict[_Key, list[Observation]]:
@@ -121,7 +125,5 @@ def _best(latest: Mapping[_Kind, Observation]) -> Observation:
     return min(latest.values(), key=lambda one: (_SOURCES.index(one.source), one.harness))
 
 
-def _alone(values: _Values, paired: set[_Key]) -> tuple[Observation, ...]:
-    if len(paired) == len(values):
-        return ()
+def _alone(values: _Values, paired: AbstractSet[_Key]) -> tuple[Observation, ...]:
     return tuple(values[key][0] for key in sorted(values.keys() - paired))

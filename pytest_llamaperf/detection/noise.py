@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from pytest_llamaperf.detection.readings import matrix
+
 if TYPE_CHECKING:
     from pytest_llamaperf.detection.readings import Numbers
 
@@ -43,14 +45,15 @@ def restart_noise(
     variance, freedom = np.full(len(releases), np.nan), np.zeros(len(releases))
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, groups in enumerate(releases):
-        alike[tuple(len(group) for group in groups if len(group) > 1)].append(number)
+        alike[tuple(map(len, groups))].append(number)
     for sizes, numbers in alike.items():
-        if sizes:
-            cells = [[group for group in releases[number] if len(group) > 1] for number in numbers]
-            arrays = [np.array([cell[place] for cell in cells]) for place in range(len(sizes))]
+        if places := [place for place, size in enumerate(sizes) if size > 1]:
+            arrays = [matrix([releases[number][place] for number in numbers]) for place in places]
             variance[numbers], freedom[numbers] = _pooled(arrays, outliers)
-    for family in sorted(set(families)):
-        members = np.array([name == family for name in families])
+    kin: dict[str, list[int]] = defaultdict(list)
+    for number, family in enumerate(families):
+        kin[family].append(number)
+    for members in kin.values():
         variance[members], freedom[members] = _shrunk(variance[members], freedom[members], floor)
     return Noise(variance, freedom)
 

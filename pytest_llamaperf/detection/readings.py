@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from pytest_llamaperf.errors import EngineError, UsageError
@@ -73,13 +74,26 @@ def refuse_impossible(cell: Cell, side: Side, values: Iterable[float]) -> None:
 
 def logarithms(cell: Cell, values: Iterable[float]) -> list[float]:
     """More is worse, whichever way is better for the metric."""
-    sign = 1.0 if cell.metric.better is Better.LOWER else -1.0
-    return [sign * math.log(value) for value in values]
+    return [_sign(cell) * math.log(value) for value in values]
+
+
+def logarithms_of_all(cells: Sequence[Cell], rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """As `logarithms`, of the readings of many cells at once, a row for each."""
+    import numpy as np
+
+    lengths = [len(row) for row in rows]
+    signs = np.repeat([_sign(cell) for cell in cells], lengths)
+    flat = iter((signs * np.log(np.fromiter(chain.from_iterable(rows), float, sum(lengths)))).tolist())
+    return [list(islice(flat, length)) for length in lengths]
 
 
 def logarithm_of(cell: Cell, loss: float) -> float:
     """Of a relative loss: 3 % less of what is better when higher, 3 % more of what is better when lower."""
     return -math.log1p(-loss) if cell.metric.better is Better.HIGHER else math.log1p(loss)
+
+
+def _sign(cell: Cell) -> float:
+    return 1.0 if cell.metric.better is Better.LOWER else -1.0
 
 
 def loss_of(cell: Cell, logarithm: float) -> float:
@@ -91,7 +105,11 @@ def matrix(rows: Sequence[Sequence[float]]) -> Numbers:
     """Rows of different lengths as one array, filled up with NaN."""
     import numpy as np
 
-    filled = np.full((len(rows), max(map(len, rows))), np.nan)
+    lengths = set(map(len, rows))
+    if len(lengths) == 1:
+        (length,) = lengths
+        return np.fromiter(chain.from_iterable(rows), float, len(rows) * length).reshape(len(rows), length)
+    filled = np.full((len(rows), max(lengths)), np.nan)
     for number, row in enumerate(rows):
         filled[number, : len(row)] = row
     return filled

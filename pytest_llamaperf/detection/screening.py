@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from pytest_llamaperf.detection.evidence import Loss, between
 from pytest_llamaperf.detection.noise import Noise, restart_noise
-from pytest_llamaperf.detection.readings import Cell, Readings, Side, logarithm_of, logarithms, matrix, refuse_unlike
+from pytest_llamaperf.detection.readings import (
+    Cell,
+    Readings,
+    Side,
+    logarithm_of,
+    logarithms,
+    logarithms_of_all,
+    matrix,
+    refuse_unlike,
+)
 from pytest_llamaperf.detection.rule import Rule
 from pytest_llamaperf.verdicts import Outcome
 
@@ -51,12 +60,12 @@ class Screening:
     @cached_property
     def outcomes(self) -> tuple[Outcome, ...]:
         """Suspect; or else pass where less than the bound was lost for sure, inconclusive where noise hides that."""
+        import numpy as np
+
         suspect = suspicious(self.loss, self.limits, self.rule.suspicious, self.rule.doubt)
         passed = self.loss.estimate + self.loss.reach(self.rule.confidence) < self.limits.bound
-        return tuple(
-            Outcome.SUSPECT if looks_bad else Outcome.PASS if fine else Outcome.INCONCLUSIVE
-            for looks_bad, fine in zip(suspect, passed, strict=True)
-        )
+        words = (Outcome.INCONCLUSIVE, Outcome.PASS, Outcome.SUSPECT)
+        return tuple(words[place] for place in np.where(suspect, 2, passed).tolist())
 
     @property
     def suspects(self) -> tuple[Cell, ...]:
@@ -92,8 +101,8 @@ Row = tuple[Cell, Sequence[float], Sequence[float], Sequence[Sequence[float]]]
 def screen_rows(rows: Sequence[Row], rule: Rule, against: str) -> Screening:
     """As `screen`, in the order of the rows, whose readings are known to be enough of them, and possible."""
     cells = tuple(row[0] for row in rows)
-    before = [logarithms(cell, readings) for cell, readings, _, _ in rows]
-    after = [logarithms(cell, readings) for cell, _, readings, _ in rows]
+    before = logarithms_of_all(cells, [row[1] for row in rows])
+    after = logarithms_of_all(cells, [row[2] for row in rows])
     earlier = [[logarithms(cell, readings) for readings in more] for cell, _, _, more in rows]
     releases = [[old, new, *more] for old, new, more in zip(before, after, earlier, strict=True)]
     noise = restart_noise(releases, [cell.metric.name for cell in cells], rule.outliers, rule.floor)
