@@ -249,6 +249,17 @@ def test_accuracy_has_paired_counts_and_its_margin() -> None:
     assert "agreement pass -0.50 -1.98 to +0.88 5.00 392 5 3 400 98.75 % 99.25 % bf16" in row
 
 
+def test_a_reference_and_a_history_of_zero_are_told_without_a_percentage() -> None:
+    nothing_right = accuracy(5, 3)
+    nothing_right = dataclasses.replace(nothing_right, baseline={**(nothing_right.baseline or {}), "value": 0.0})
+    before = dataclasses.replace(known("1.0", 0.0), metric="accuracy", unit="fraction", case=nothing_right.case["id"])
+
+    told = Read(page(run_of(nothing_right), [before])).text
+
+    assert "1.0 to 1.2.1: 0.00 % to 98.75 %, from zero" in told
+    assert told.count("from zero") == 2
+
+
 def test_paired_counts_of_answers_and_of_scores() -> None:
     answers = compare(pair_scores({"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 1.0, "b": 1.0, "c": 0.0}), margin=0.5).counts
     scores = compare(pair_scores({"a": 0.5, "b": 0.2}, {"a": 0.4, "b": 0.3}), margin=0.5).counts

@@ -160,7 +160,7 @@ def _cells(result: Result) -> Iterable[str]:
     yield "-" if promised is None else escaped(_clipped(amount(promised, unit)))
     yield "-" if value is None else escaped(_clipped(amount(value, unit) + interval(result.low, result.high, unit)))
     yield escaped(_clipped(result.source or "-"))
-    yield "" if value is None or not promised else change(value, promised)
+    yield "" if value is None or promised is None else change(value, promised)
     outcome = escaped(_clipped(result.outcome))
     yield outcome if result.outcome in _QUIET else f"**{outcome}**"
 
