@@ -181,6 +181,26 @@ def test_tests_that_failed_without_a_result_are_failures_and_skips_are_counted_b
     assert "3 tests: needs 8 H200, found 1" in read.text
 
 
+@pytest.mark.parametrize("promised", [None, 463.1, 300.0])
+def test_what_broke_after_the_values_of_a_test_is_a_failure_of_its_own(promised: float | None) -> None:
+    judged = result(300.0, 301.0, promised=promised, name="leaky")
+    run = run_of(tests=(record(judged, outcome="error", reason="4.1 GiB of GPU memory are still held"),))
+
+    told = Read(page(run)).text
+
+    assert told.count("4.1 GiB of GPU memory are still held") == 1 + sum("4.1 GiB" in why for why in reasons(run))
+
+
+def reasons(run: Run) -> tuple[str, ...]:
+    return run.decision.reasons if run.decision else ()
+
+
+def test_an_error_of_an_engine_is_told_once() -> None:
+    lost = result(300.0, metric=None, value=None, source=None, unit=None, outcome="error", message="out of memory")
+
+    assert Read(page(run_of(tests=(record(lost, outcome="error", reason="out of memory"),)))).text.count("1 failure") == 1
+
+
 def test_what_is_not_proven_is_no_failure_and_no_pass() -> None:
     read = Read(page(run_of(result(470.0), result(470.0, 471.0, promised=None, name="b"))))
 

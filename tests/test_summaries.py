@@ -94,6 +94,13 @@ def test_the_decision_comes_first_then_what_failed_then_every_value() -> None:
     assert [row[-1] for row in cells(text)] == ["pass", "error", "regression"]
 
 
+@pytest.mark.parametrize("outcome", ["pass", "no-baseline", "regression"])
+def test_what_broke_after_the_values_of_a_test_is_a_failure_of_its_own(outcome: str) -> None:
+    broken = record(result(outcome=outcome), outcome="error", reason="4.1 GiB of GPU memory are still held")
+
+    assert "\n4.1 GiB of GPU memory are still held\n" in markdown_of(run_of(broken=(broken,)))
+
+
 def test_a_release_is_told_in_the_first_line() -> None:
     text = markdown_of(run_of(result()))
 

@@ -80,7 +80,7 @@ def page(run: Run, known: Iterable[Observation] = ()) -> str:
         lasted=_lasted(run),
         counts=_counts(run.results),
         tests=Counter(test.outcome for test in run.tests),
-        failures=_failures(run, rows, explained),
+        failures=_failures(run, rows),
         unproven=[row for row in rows if row.result.outcome in UNPROVEN],
         skips=_skips(test for test in run.tests if test.nodeid not in explained),
         several_gpus=len({row.hardware for row in rows}) > 1,
@@ -104,8 +104,8 @@ def page(run: Run, known: Iterable[Observation] = ()) -> str:
     )
 
 
-def _failures(run: Run, rows: Sequence[Row], explained: set[str]) -> list[Failure]:
-    """Regressions, the largest first, then errors, then tests that failed with no such result: an assertion of their own, or a crash."""
+def _failures(run: Run, rows: Sequence[Row]) -> list[Failure]:
+    """Regressions, the largest first, then errors, then what broke in tests beside their results."""
     bad = [row for row in rows if row.result.outcome in FAILED]
     bad.sort(key=lambda row: (FAILED.index(Outcome(row.result.outcome)), charts.headroom(row)))
     of_results = [
@@ -118,7 +118,7 @@ def _failures(run: Run, rows: Sequence[Row], explained: set[str]) -> list[Failur
     of_tests = [
         Failure(test.case or test.nodeid, "", test.outcome, test.reason, None, _again(run, test.nodeid), None)
         for test in run.tests
-        if test.outcome not in ("passed", "skipped") and test.nodeid not in explained
+        if test.broke
     ]
     return of_results + of_tests
 

@@ -109,9 +109,8 @@ def _failures(run: Run) -> Iterator[str]:
     failed = [result for result in run.results if result.outcome not in _QUIET]
     for result in sorted(failed, key=lambda r: _WORST_FIRST.index(r.outcome) if r.outcome in _WORST_FIRST else 0):
         yield _failure(result, run.header)
-    told = {result.nodeid for result in failed}
     for test in run.tests:
-        if test.outcome not in ("passed", "skipped") and test.nodeid not in told:
+        if test.broke:
             yield _broken(test, run.header)
 
 
