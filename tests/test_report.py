@@ -149,10 +149,21 @@ def test_a_waived_regression_is_released_and_still_shown_as_what_it_is() -> None
 
     read = Read(page(dataclasses.replace(run_of(waived), tests=tests, decision=decide(tests))))
 
-    assert "1 waiver" in read.text
+    assert "Released with 1 waiver" in read.text
+    assert "No failure, 1 waived" in read.text
+    assert read.text.count("regression , waived") == 2
     assert "a measured pass or waived" in read.text
-    assert "regression of output_throughput" in read.text
+    assert "regression , waived of output_throughput" in read.text
     assert read.text.count("waived until 2027-01-31 by ana: known, fixed in 1.3 (waivers.yaml:3)") == 2
+
+
+def test_what_nobody_answers_for_comes_before_a_larger_loss_that_is_waived() -> None:
+    waiver = {"reason": "known", "owner": "ana", "expires": "2027-01-31", "file": "waivers.yaml", "line": 3}
+
+    told = Read(page(run_of(result(100.0, 101.0, waiver=waiver, name="known"), result(300.0, 301.0, name="new")))).text
+
+    assert "1 failure, 1 waived" in told
+    assert told.index("pytest a.py::test_new") < told.index("pytest a.py::test_known")
 
 
 def test_a_run_that_was_cut_off_decides_nothing() -> None:

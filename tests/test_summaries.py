@@ -319,8 +319,11 @@ def test_a_waived_regression_is_told_as_one_that_somebody_answers_for() -> None:
 
     text = markdown_of(Run(HEADER, (tests := (record(waived, outcome="waived"),)), decide(tests)))
 
+    fresh = markdown_of(run_of(waived, result(300.0, number=2)))
+    assert fresh.index("test_b[2]") < fresh.index("test_b[0]")
     told = "waived until 2027-01-31 by ana: known, fixed in 1.3 (waivers.yaml:3)"
-    assert headings(text)[:3] == ["Released with 1 waiver", "Failures", f"regression: {ID} output_throughput"]
+    assert headings(text)[:3] == ["Released with 1 waiver", "Failures", f"regression, waived: {ID} output_throughput"]
+    assert cells(text)[-1][-1] == "regression, waived"
     assert text.count(told) == 2
 
 
