@@ -209,7 +209,9 @@ def reasons(run: Run) -> tuple[str, ...]:
 def test_an_error_of_an_engine_is_told_once() -> None:
     lost = result(300.0, metric=None, value=None, source=None, unit=None, outcome="error", message="out of memory")
 
-    assert Read(page(run_of(tests=(record(lost, outcome="error", reason="out of memory"),)))).text.count("1 failure") == 1
+    assert (
+        Read(page(run_of(tests=(record(lost, outcome="error", reason="out of memory"),)))).text.count("1 failure") == 1
+    )
 
 
 def test_what_is_not_proven_is_no_failure_and_no_pass() -> None:
