@@ -307,6 +307,13 @@ def test_what_was_judged_against_another_build_or_by_one_machine_can_be_accepted
     assert NEW in place.accept(dataclasses.replace(place.result(NEW, 150, 150), baseline=here))
 
 
+def test_what_regressed_against_another_build_is_worse_where_nothing_is_promised(place: Place) -> None:
+    other = {"value": 200.0, "tolerance": 0.005, "source": "measured", "reference": "release 1.1"}
+    lost = dataclasses.replace(place.result(NEW, 150, 151), baseline=other, outcome="regression")
+
+    assert place.left_out(lost).startswith("worse than promised")
+
+
 def test_trtllm_bench_gets_a_promise_of_its_own_beside_the_published_one(place: Place) -> None:
     key = OTHER.replace("tensorrt-llm", "trtllm-bench")
     assert "worse than promised" in place.left_out(place.result(key, 199, 199))

@@ -244,6 +244,15 @@ def test_measured_predicted_and_published_are_other_marks() -> None:
     assert len(drawn) == len(dict(drawn)) == len({shape for _, shape in drawn}) == 3
 
 
+def test_of_a_latency_more_is_worse_and_the_limit_is_on_the_side_of_losses() -> None:
+    slower = result(500.0, 500.0, promised=400.0, better="lower", metric="ttft_median", unit="s")
+
+    text = page(run_of(slower))
+
+    assert "-25.0% against the promise" in text
+    assert "the limit, -10.0 %" in text
+
+
 def test_speedups_are_told_in_words_as_well() -> None:
     read = Read(page(run_of(ratio("tp8", (2048, 128), 1.2, 1.16))))
 
