@@ -725,8 +725,8 @@ def test_nothing_but_what_was_accepted_changes_however_the_file_is_written(
     assert content.startswith(mark)
     assert "\r" not in content.replace("\r\n", "") if newline == "\r\n" else "\r" not in content
     changed = content.removeprefix(mark).replace("\r\n", "\n")
-    for text, name in parts:  # in their order, as they were
-        if name not in wanted:
+    for text, entry in parts:  # in their order, as they were
+        if entry not in wanted:
             position = changed.index(text)
             changed = changed[:position] + changed[position + len(text) :]
     assert changed.count("# why\u00fc") == sum(text.count("# why\u00fc") for text, name in parts if name in wanted)
