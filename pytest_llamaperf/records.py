@@ -140,6 +140,14 @@ class TestRecord:
     attempts: int = 0
     measures: bool = False
 
+    @property
+    def broke(self) -> bool:
+        """Whether it went wrong in a way that none of its results tells, as in what is cleaned up after them."""
+        if self.outcome in ("passed", "skipped", WAIVED):
+            return False
+        told = {result.outcome for result in self.results} - {Outcome.PASS}
+        return Outcome.ERROR not in told if self.outcome == "error" else not told
+
     __test__ = False  # not a test class, whatever pytest reads into its name
 
     def to_dict(self, *, with_results: bool = True) -> dict[str, Any]:

@@ -23,7 +23,9 @@ def amount(value: float, unit: str) -> str:
 
 
 def change(value: float, reference: float) -> str:
-    """The relative difference to a reference: +0.6 %, -22.5 %."""
+    """The relative difference to a reference: +0.6 %, -22.5 %; from a reference of zero there is none."""
+    if not reference:
+        return "+0.0 %" if value == reference else "from zero"
     percent = round((value / reference - 1) * 100, 1) + 0.0  # never -0.0
     return f"{percent:+.1f} %"
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from click.testing import Result as Ran
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llamaperf.accepting import Asked, NewText, new_texts, review
+from pytest_llamaperf.accepting import rewriting
+from pytest_llamaperf.accepting.reviewing import Asked, review
+from pytest_llamaperf.accepting.rewriting import NewText, new_texts, write
 from pytest_llamaperf.baselines import Baseline, BaselineBook, read_baselines
 from pytest_llamaperf.commands import main
 from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.files import write_atomically
 from pytest_llamaperf.gates import decide
 from pytest_llamaperf.measurements import Fingerprint, Source, Summary
 from pytest_llamaperf.metrics import OUTPUT_THROUGHPUT, TTFT_MEDIAN, Metric
@@ -103,8 +107,7 @@ class Place:
     def accept(self, *results: Result, asked: Asked = ASKED) -> str:
         """The lines that were changed, as a diff without the lines around them."""
         before = self.path.read_text() if self.path.exists() else ""
-        for file in self.proposed(*results, asked=asked):
-            file.write()
+        write(self.proposed(*results, asked=asked), self.folder)
         return changed_lines(before, self.path.read_text())
 
     def left_out(self, *results: Result, asked: Asked = ASKED, **changes: Any) -> str:
@@ -123,6 +126,12 @@ def changed_lines(before: str, after: str) -> str:
 
     shown = list(unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0))[2:]
     return lines(*(line for line in shown if not line.startswith("@@")))
+
+
+@pytest.fixture(autouse=True)
+def own_locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None in the cache of whoever runs the tests."""
+    monkeypatch.setenv("LLAMAPERF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture
@@ -298,6 +307,13 @@ def test_what_was_judged_against_another_build_or_by_one_machine_can_be_accepted
     assert NEW in place.accept(dataclasses.replace(place.result(NEW, 150, 150), baseline=here))
 
 
+def test_what_regressed_against_another_build_is_worse_where_nothing_is_promised(place: Place) -> None:
+    other = {"value": 200.0, "tolerance": 0.005, "source": "measured", "reference": "release 1.1"}
+    lost = dataclasses.replace(place.result(NEW, 150, 151), baseline=other, outcome="regression")
+
+    assert place.left_out(lost).startswith("worse than promised")
+
+
 def test_trtllm_bench_gets_a_promise_of_its_own_beside_the_published_one(place: Place) -> None:
     key = OTHER.replace("tensorrt-llm", "trtllm-bench")
     assert "worse than promised" in place.left_out(place.result(key, 199, 199))
@@ -436,7 +452,7 @@ def test_a_read_only_file_stays_as_it_is(place: Place, accept: Accept) -> None:
     ran = accept(place.result(OURS, 110, 112))
 
     assert ran.exit_code == 2
-    assert "baselines/h200/llama-3.1-8b.yaml: is read-only; nothing was written to it" in ran.stderr
+    assert "baselines/h200/llama-3.1-8b.yaml: is read-only; nothing was written" in ran.stderr
     assert place.path.read_text() == FILE
 
 
@@ -445,8 +461,82 @@ def test_a_file_that_somebody_edits_meanwhile_keeps_what_they_wrote(place: Place
     place.path.write_text(FILE + "# mine\n")
 
     with pytest.raises(UsageError, match="somebody else changed it meanwhile"):
-        file.write()
+        write([file], place.folder)
     assert place.path.read_text() == FILE + "# mine\n"
+
+
+def test_a_promise_that_somebody_changes_after_the_review_is_left_alone(place: Place) -> None:
+    promises = review(run_of(place.result(OURS, 110, 112)), place.folder, ASKED).promises
+    place.accept(place.result(OURS, 104, 106))
+
+    with pytest.raises(UsageError, match="somebody else changed it meanwhile"):
+        new_texts(promises, place.folder)
+
+
+def test_of_two_who_accept_at_once_one_is_told_and_no_promise_is_lost(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = (place.proposed(place.result(OURS, *values)) for values in ((110, 112), (120, 122)))
+    begun, other_tried = threading.Event(), threading.Event()
+
+    def slowly(path: Path, text: str) -> None:
+        begun.set()
+        other_tried.wait(0.5)
+        write_atomically(path, text)
+
+    monkeypatch.setattr(rewriting, "write_atomically", slowly)
+    first = threading.Thread(target=write, args=(ours, place.folder))
+    first.start()
+    assert begun.wait(10)
+    with pytest.raises(UsageError, match="somebody else changed it meanwhile"):
+        write(theirs, place.folder)
+    other_tried.set()
+    first.join()
+    assert place.path.read_text() == ours[0].new
+
+
+def test_a_lock_that_is_not_given_back_is_an_error_and_not_waited_for_forever(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewriting, "_LONGEST_WAIT", 0.05)
+    files = place.proposed(place.result(OURS, 110, 112))
+
+    with rewriting._alone(place.folder), pytest.raises(UsageError, match="another process is writing promises"):
+        write(files, place.folder)
+    assert place.path.read_text() == FILE
+
+
+def test_of_several_files_none_is_written_where_one_may_not_be(place: Place, accept: Accept) -> None:
+    other = place.path.with_name("llama-3.3-70b.yaml")
+    key = "tensorrt-llm/llama-3.3-70b/modelopt-fp8/tp1/max-throughput-128-128"
+    place.accept(place.result(key, 10, 10.1))
+    before = other.read_text()
+    other.chmod(0o444)
+
+    ran = accept(place.result(OURS, 110, 112), place.result(key, 12, 12.1))
+
+    assert ran.exit_code == 2
+    assert "llama-3.3-70b.yaml: is read-only" in ran.stderr
+    assert (place.path.read_text(), other.read_text()) == (FILE, before)
+
+
+def test_a_disk_that_fills_up_between_two_files_is_told_with_what_was_written(
+    place: Place, accept: Accept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        if path.name != place.path.name:
+            raise OSError(28, "No space left on device")
+        write_atomically(path, text)
+
+    monkeypatch.setattr(rewriting, "write_atomically", full)
+
+    ran = accept(
+        place.result(OURS, 110, 112),
+        place.result("tensorrt-llm/llama-3.3-70b/modelopt-fp8/tp1/max-throughput-128-128", 12, 12.1),
+    )
+
+    assert ran.exit_code == 2
+    assert "llama-3.3-70b.yaml: cannot be written: No space left on device; written before it: baselines/" in ran.stderr
 
 
 def test_a_file_that_somebody_begins_meanwhile_is_kept(tmp_path: Path) -> None:
@@ -456,7 +546,7 @@ def test_a_file_that_somebody_begins_meanwhile_is_kept(tmp_path: Path) -> None:
     place.path.write_text(FILE)
 
     with pytest.raises(UsageError, match="somebody else changed it meanwhile"):
-        file.write()
+        write([file], place.folder)
 
 
 def truncated(text: str) -> str:
@@ -532,8 +622,7 @@ def test_the_shipped_files_can_be_edited(tmp_path: Path) -> None:
     results = [judged(book, each.case.key, measured(*[each.value * 1.01] * 2, metric=each.metric)) for each in book]
 
     found = review(run_of(*results), tmp_path, Asked("all of it", even_worse=True, replace_published=True))
-    for file in new_texts(found.promises, tmp_path):
-        file.write()
+    write(new_texts(found.promises, tmp_path), tmp_path)
 
     assert len(found.promises) == len(results)
     after = read_baselines(tmp_path, "h200")
@@ -636,8 +725,8 @@ def test_nothing_but_what_was_accepted_changes_however_the_file_is_written(
     assert content.startswith(mark)
     assert "\r" not in content.replace("\r\n", "") if newline == "\r\n" else "\r" not in content
     changed = content.removeprefix(mark).replace("\r\n", "\n")
-    for text, name in parts:  # in their order, as they were
-        if name not in wanted:
+    for text, entry in parts:  # in their order, as they were
+        if entry not in wanted:
             position = changed.index(text)
             changed = changed[:position] + changed[position + len(text) :]
     assert changed.count("# why\u00fc") == sum(text.count("# why\u00fc") for text, name in parts if name in wanted)

@@ -133,3 +133,9 @@ def test_a_wrong_entry_is_refused_with_file_and_line(
         list(_read(path))
 
     assert f"accuracies.yaml:{line}: " in str(caught.value)
+
+
+def test_a_reference_without_a_right_answer_has_its_row() -> None:
+    wrong = dataclasses.replace(result("smollm2-135m", "bf16", "facts"), baseline={"value": 0.0, "source": "measured"})
+
+    assert "from zero" in summary_text([wrong], width=200, color=False)

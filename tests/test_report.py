@@ -149,10 +149,21 @@ def test_a_waived_regression_is_released_and_still_shown_as_what_it_is() -> None
 
     read = Read(page(dataclasses.replace(run_of(waived), tests=tests, decision=decide(tests))))
 
-    assert "1 waiver" in read.text
+    assert "Released with 1 waiver" in read.text
+    assert "No failure, 1 waived" in read.text
+    assert read.text.count("regression , waived") == 1
     assert "a measured pass or waived" in read.text
-    assert "regression of output_throughput" in read.text
+    assert "regression of output_throughput , waived" in read.text
     assert read.text.count("waived until 2027-01-31 by ana: known, fixed in 1.3 (waivers.yaml:3)") == 2
+
+
+def test_what_nobody_answers_for_comes_before_a_larger_loss_that_is_waived() -> None:
+    waiver = {"reason": "known", "owner": "ana", "expires": "2027-01-31", "file": "waivers.yaml", "line": 3}
+
+    told = Read(page(run_of(result(100.0, 101.0, waiver=waiver, name="known"), result(300.0, 301.0, name="new")))).text
+
+    assert "1 failure, 1 waived" in told
+    assert told.index("pytest a.py::test_new") < told.index("pytest a.py::test_known")
 
 
 def test_a_run_that_was_cut_off_decides_nothing() -> None:
@@ -179,6 +190,28 @@ def test_tests_that_failed_without_a_result_are_failures_and_skips_are_counted_b
     assert "1 failure" in read.text
     assert "h200/x error KeyError: 'x'" in read.text
     assert "3 tests: needs 8 H200, found 1" in read.text
+
+
+@pytest.mark.parametrize("promised", [None, 463.1, 300.0])
+def test_what_broke_after_the_values_of_a_test_is_a_failure_of_its_own(promised: float | None) -> None:
+    judged = result(300.0, 301.0, promised=promised, name="leaky")
+    run = run_of(tests=(record(judged, outcome="error", reason="4.1 GiB of GPU memory are still held"),))
+
+    told = Read(page(run)).text
+
+    assert told.count("4.1 GiB of GPU memory are still held") == 1 + sum("4.1 GiB" in why for why in reasons(run))
+
+
+def reasons(run: Run) -> tuple[str, ...]:
+    return run.decision.reasons if run.decision else ()
+
+
+def test_an_error_of_an_engine_is_told_once() -> None:
+    lost = result(300.0, metric=None, value=None, source=None, unit=None, outcome="error", message="out of memory")
+
+    assert (
+        Read(page(run_of(tests=(record(lost, outcome="error", reason="out of memory"),)))).text.count("1 failure") == 1
+    )
 
 
 def test_what_is_not_proven_is_no_failure_and_no_pass() -> None:
@@ -209,6 +242,15 @@ def test_measured_predicted_and_published_are_other_marks() -> None:
         for shape in re.findall(r' d="([^"]*)"', path)
     }
     assert len(drawn) == len(dict(drawn)) == len({shape for _, shape in drawn}) == 3
+
+
+def test_of_a_latency_more_is_worse_and_the_limit_is_on_the_side_of_losses() -> None:
+    slower = result(500.0, 500.0, promised=400.0, better="lower", metric="ttft_median", unit="s")
+
+    text = page(run_of(slower))
+
+    assert "-25.0% against the promise" in text
+    assert "the limit, -10.0 %" in text
 
 
 def test_speedups_are_told_in_words_as_well() -> None:
@@ -247,6 +289,17 @@ def test_accuracy_has_paired_counts_and_its_margin() -> None:
 
     row = read.text.split("Right answers, document by document")[1].split("All values")[0]
     assert "agreement pass -0.50 -1.98 to +0.88 5.00 392 5 3 400 98.75 % 99.25 % bf16" in row
+
+
+def test_a_reference_and_a_history_of_zero_are_told_without_a_percentage() -> None:
+    nothing_right = accuracy(5, 3)
+    nothing_right = dataclasses.replace(nothing_right, baseline={**(nothing_right.baseline or {}), "value": 0.0})
+    before = dataclasses.replace(known("1.0", 0.0), metric="accuracy", unit="fraction", case=nothing_right.case["id"])
+
+    told = Read(page(run_of(nothing_right), [before])).text
+
+    assert "1.0 to 1.2.1: 0.00 % to 98.75 %, from zero" in told
+    assert told.count("from zero") == 2
 
 
 def test_paired_counts_of_answers_and_of_scores() -> None:
@@ -552,13 +605,20 @@ def test_a_history_has_its_steps_and_breaks() -> None:
     assert "step -1" in str(chart)
 
 
+def test_a_break_stands_where_a_newer_line_begins_whatever_its_source() -> None:
+    text = page(run_of(result(470.0, 471.0)), [known("1.0", 480.0, "published", "perf-overview"), known("1.1", 475.0)])
+
+    assert "source published -> measured; harness perf-overview -> pytest-llamaperf/tensorrt-llm" in Read(text).text
+    assert "measured, in this run or an earlier one" in Read(text).text
+
+
 def test_values_in_another_unit_are_told_and_not_drawn_beside() -> None:
     per_gpu = dataclasses.replace(known("1.0", 57.9, "published", "perf-overview"), unit="tok/s/GPU")
 
     text = page(run_of(result(470.0, 471.0)), [per_gpu])
 
     assert "1.0: 57.90 tok/s/GPU" in Read(text).text
-    assert "unit tok/s -> tok/s/GPU" in Read(text).text
+    assert "unit tok/s/GPU -> tok/s" in Read(text).text
     assert "57.90 tok/s of" not in text
 
 

@@ -94,6 +94,13 @@ def test_the_decision_comes_first_then_what_failed_then_every_value() -> None:
     assert [row[-1] for row in cells(text)] == ["pass", "error", "regression"]
 
 
+@pytest.mark.parametrize("outcome", ["pass", "no-baseline", "regression"])
+def test_what_broke_after_the_values_of_a_test_is_a_failure_of_its_own(outcome: str) -> None:
+    broken = record(result(outcome=outcome), outcome="error", reason="4.1 GiB of GPU memory are still held")
+
+    assert "\n4.1 GiB of GPU memory are still held\n" in markdown_of(run_of(broken=(broken,)))
+
+
 def test_a_release_is_told_in_the_first_line() -> None:
     text = markdown_of(run_of(result()))
 
@@ -312,8 +319,11 @@ def test_a_waived_regression_is_told_as_one_that_somebody_answers_for() -> None:
 
     text = markdown_of(Run(HEADER, (tests := (record(waived, outcome="waived"),)), decide(tests)))
 
+    fresh = markdown_of(run_of(waived, result(300.0, number=2)))
+    assert fresh.index("test_b[2]") < fresh.index("test_b[0]")
     told = "waived until 2027-01-31 by ana: known, fixed in 1.3 (waivers.yaml:3)"
-    assert headings(text)[:3] == ["Released with 1 waiver", "Failures", f"regression: {ID} output_throughput"]
+    assert headings(text)[:3] == ["Released with 1 waiver", "Failures", f"regression, waived: {ID} output_throughput"]
+    assert cells(text)[-1][-1] == "regression, waived"
     assert text.count(told) == 2
 
 

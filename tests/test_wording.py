@@ -84,3 +84,8 @@ def test_an_interval_is_written_with_both_ends_and_not_at_all_without_one() -> N
 @pytest.mark.parametrize(("number", "text"), [(0, "0 cases"), (1, "1 case"), (2, "2 cases"), (30000, "30,000 cases")])
 def test_things_are_counted_with_their_plural(number: int, text: str) -> None:
     assert counted(number, "case") == text
+
+
+def test_a_change_from_zero_is_none_in_percent() -> None:
+    assert change(0.5, 0.0) == "from zero"
+    assert change(0.0, 0.0) == "+0.0 %"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from pytest_llamaperf.accepting import NewText, Review
+    from pytest_llamaperf.accepting.reviewing import Review
+    from pytest_llamaperf.accepting.rewriting import NewText
 
 NO = 1
 
@@ -49,7 +50,8 @@ def accept(
 
     Exit status: 0 accepted, or promised so already; 1 nothing of what was asked for may be accepted; 2 wrong usage.
     """
-    from pytest_llamaperf.accepting import Asked, new_texts, review
+    from pytest_llamaperf.accepting.reviewing import Asked, review
+    from pytest_llamaperf.accepting.rewriting import new_texts, write
     from pytest_llamaperf.runs import read_run
 
     asked = Asked(" ".join(reason.split()), cases, metrics, even_worse, replace_published)
@@ -61,9 +63,9 @@ def accept(
             click.secho(line, bold=names_file or None, fg=None if names_file else _COLOURS.get(line[:1]))
     for line in _told(found):
         click.echo(line)
+    if not dry_run:
+        write(files, baselines)
     for file in files:
-        if not dry_run:
-            file.write()
         click.echo(_wrote(file, dry_run))
     if not files and not found.unchanged:
         click.echo("nothing was accepted", err=True)

@@ -48,7 +48,8 @@ def against_promises(rows: Sequence[Row]) -> Figure | None:
             told = f"{row.name}: {gains[row]:+.1%} against the promise, {row.result.outcome}"
             points.append({"row": number, "x": gains[row] * 100, "kind": row.mark, "told": told})
         tolerances = {row.promise.tolerance for row in found if row.promise and row.promise.limit is not None}
-        limits += [{"row": number, "x": -allowed * 100, "told": f"{topic}: the limit"} for allowed in tolerances]
+        at = [-allowed * 100 for allowed in tolerances]
+        limits += [{"row": number, "x": x, "told": f"{topic}: the limit, {x:+.1f} %"} for x in at]
     y, names, height = named_rows([topic for topic, _ in groups], [_count(found) for _, found in groups])
     x = axis("% better than promised (left of the red line: broken)")
     return figure(

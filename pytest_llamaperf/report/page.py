@@ -44,6 +44,10 @@ class Failure:
     again: str
     by_hand: str | None
 
+    @property
+    def waived(self) -> bool:
+        return self.row is not None and self.row.result.waiver is not None
+
 
 def page(run: Run, known: Iterable[Observation] = ()) -> str:
     """`known` is what a history has of the cases of the run.
@@ -70,6 +74,7 @@ def page(run: Run, known: Iterable[Observation] = ()) -> str:
         "visible": visible, "told_steps": past.told, "first_and_last": past.first_and_last,
     }  # fmt: skip
     explained = _explained(rows)
+    failures = _failures(run, rows)
     script = _file("page.js")
     return environment.get_template("page.html").render(
         run=run,
@@ -80,7 +85,8 @@ def page(run: Run, known: Iterable[Observation] = ()) -> str:
         lasted=_lasted(run),
         counts=_counts(run.results),
         tests=Counter(test.outcome for test in run.tests),
-        failures=_failures(run, rows, explained),
+        failures=failures,
+        waived=sum(failure.waived for failure in failures),
         unproven=[row for row in rows if row.result.outcome in UNPROVEN],
         skips=_skips(test for test in run.tests if test.nodeid not in explained),
         several_gpus=len({row.hardware for row in rows}) > 1,
@@ -104,8 +110,8 @@ def page(run: Run, known: Iterable[Observation] = ()) -> str:
     )
 
 
-def _failures(run: Run, rows: Sequence[Row], explained: set[str]) -> list[Failure]:
-    """Regressions, the largest first, then errors, then tests that failed with no such result: an assertion of their own, or a crash."""
+def _failures(run: Run, rows: Sequence[Row]) -> list[Failure]:
+    """Regressions, the largest first, then errors, then what broke in tests beside their results; what is waived comes last."""
     bad = [row for row in rows if row.result.outcome in FAILED]
     bad.sort(key=lambda row: (FAILED.index(Outcome(row.result.outcome)), charts.headroom(row)))
     of_results = [
@@ -118,9 +124,9 @@ def _failures(run: Run, rows: Sequence[Row], explained: set[str]) -> list[Failur
     of_tests = [
         Failure(test.case or test.nodeid, "", test.outcome, test.reason, None, _again(run, test.nodeid), None)
         for test in run.tests
-        if test.outcome not in ("passed", "skipped") and test.nodeid not in explained
+        if test.broke
     ]
-    return of_results + of_tests
+    return sorted(of_results + of_tests, key=lambda failure: failure.waived)
 
 
 def _told(result: Result) -> str:

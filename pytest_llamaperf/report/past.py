@@ -53,9 +53,16 @@ def pasts_of(own: Iterable[Observation], known: Iterable[Observation]) -> list[P
         groups.setdefault((line.case, line.metric), []).append(line)
     found = [
         Past(case, metric, ours[case, metric].unit, tuple(lines), tuple(steps_of(line) for line in lines))
-        for (case, metric), lines in groups.items()
+        for (case, metric), unordered in groups.items()
+        for lines in [sorted(unordered, key=_begin)]
     ]
     return sorted(found, key=lambda past: past.interest)
+
+
+def _begin(line: Line) -> tuple[object, ...]:
+    """Of its first version, whatever its source: a break is told where one line ends and the next begins."""
+    first = line.observations[0]
+    return version_order(first.version), first.when or ""
 
 
 def drawn(pasts: Sequence[Past]) -> list[Figure]:

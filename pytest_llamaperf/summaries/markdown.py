@@ -105,14 +105,18 @@ def _counts(results: Sequence[Result]) -> str:
 
 
 def _failures(run: Run) -> Iterator[str]:
-    """The worst first; then tests that broke without a value to show for it."""
+    """The worst first; then tests that broke without a value to show for it; then what somebody answers for."""
     failed = [result for result in run.results if result.outcome not in _QUIET]
-    for result in sorted(failed, key=lambda r: _WORST_FIRST.index(r.outcome) if r.outcome in _WORST_FIRST else 0):
-        yield _failure(result, run.header)
-    told = {result.nodeid for result in failed}
+    failed.sort(key=lambda r: _WORST_FIRST.index(r.outcome) if r.outcome in _WORST_FIRST else 0)
+    for result in failed:
+        if not result.waiver:
+            yield _failure(result, run.header)
     for test in run.tests:
-        if test.outcome not in ("passed", "skipped") and test.nodeid not in told:
+        if test.broke:
             yield _broken(test, run.header)
+    for result in failed:
+        if result.waiver:
+            yield _failure(result, run.header)
 
 
 def _failure(result: Result, header: RunHeader) -> str:
@@ -121,7 +125,8 @@ def _failure(result: Result, header: RunHeader) -> str:
     place = f"\nPromise in {escaped(str(promise['file']))}:{promise.get('line')}.\n" if "file" in promise else ""
     message = f"{result.message}; {result.waived}" if result.waived else result.message
     commands = _again(result.nodeid, header) + (f"\n# by hand\n{result.reproduce}" if result.reproduce else "")
-    return f"\n#### {escaped(result.outcome)}: {escaped(what)}\n\n{escaped(_clipped(message, LONGEST))}\n{place}\n{_block(commands)}"
+    outcome = escaped(result.outcome) + (", waived" if result.waiver else "")
+    return f"\n#### {outcome}: {escaped(what)}\n\n{escaped(_clipped(message, LONGEST))}\n{place}\n{_block(commands)}"
 
 
 def _broken(test: TestRecord, header: RunHeader) -> str:
@@ -160,8 +165,8 @@ def _cells(result: Result) -> Iterable[str]:
     yield "-" if promised is None else escaped(_clipped(amount(promised, unit)))
     yield "-" if value is None else escaped(_clipped(amount(value, unit) + interval(result.low, result.high, unit)))
     yield escaped(_clipped(result.source or "-"))
-    yield "" if value is None or not promised else change(value, promised)
-    outcome = escaped(_clipped(result.outcome))
+    yield "" if value is None or promised is None else change(value, promised)
+    outcome = escaped(_clipped(result.outcome)) + (", waived" if result.waiver else "")
     yield outcome if result.outcome in _QUIET else f"**{outcome}**"
 
 
