@@ -205,6 +205,39 @@ def test_runxfail_does_not_make_a_pass_of_it(session: Session) -> None:
     result.assert_outcomes(passed=1, xfailed=1)
 
 
+@pytest.mark.parametrize(
+    ("body", "becomes"),
+    [
+        ("with subtests.test():\n        assert case.recipe.name != 'bf16'", "failed"),
+        ("with subtests.test():\n        pytest.skip('not today')", "skipped"),
+        ("with subtests.test():\n        pass\n    pytest.exit('enough', returncode=0)", "unfinished"),
+    ],
+)
+def test_a_test_is_no_better_than_its_subtests_and_a_subtest_is_no_whole_test(
+    pytester: pytest.Pytester, session: Session, body: str, becomes: str
+) -> None:
+    pytest.importorskip("_pytest.subtests")
+    suite = SUITE.replace("baseline):", "baseline, subtests):") + f"    {body}\n"
+
+    assert session("--gate", suite=suite, bf16=GOOD).ret == 1
+    tests = json.loads((pytester.path / "out" / "run.json").read_text())["tests"]
+    assert tests[0]["outcome"] == becomes
+    assert decision(pytester)["releasable"] is False
+
+
+def test_a_regression_waived_in_a_subtest_makes_no_pass_of_its_test(
+    pytester: pytest.Pytester, session: Session
+) -> None:
+    pytest.importorskip("_pytest.subtests")
+    suite = SUITE.replace("baseline):", "baseline, subtests):").replace(
+        "    baseline.check", "    with subtests.test():\n        baseline.check"
+    )
+
+    assert session("--gate", suite=suite, **{"waivers.yaml": waivers()}).ret == 0
+    tests = json.loads((pytester.path / "out" / "run.json").read_text())["tests"]
+    assert [test["outcome"] for test in tests] == ["waived", "passed"]
+
+
 def test_what_a_fixture_judges_after_the_test_is_waived_as_well_and_a_failure_before_it_is_kept(
     pytester: pytest.Pytester, session: Session
 ) -> None:

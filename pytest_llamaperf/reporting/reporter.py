@@ -70,10 +70,12 @@ class Reporter:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         before = self._tests.get(report.nodeid, TestRecord(report.nodeid, UNFINISHED, 0.0))
-        record = dataclasses.replace(before, duration=before.duration + report.duration)
+        part = hasattr(report, "context")  # a subtest: what becomes of it holds for its test, but for a pass
+        record = dataclasses.replace(before, duration=before.duration + (0.0 if part else report.duration))
         if report.when == "setup":
             record = dataclasses.replace(
                 record,
+                outcome=UNFINISHED,
                 case=case_of_report(report),
                 attempts=record.attempts + 1,
                 measures=measures_of_report(report),
@@ -88,7 +90,7 @@ class Reporter:
                 record = dataclasses.replace(record, outcome=WAIVED, reason=waived)
         elif report.skipped:
             record = dataclasses.replace(record, outcome="skipped", reason=_reason(report))
-        elif report.when == "call" and report.passed:
+        elif report.when == "call" and report.passed and not part and record.outcome == UNFINISHED:
             record = dataclasses.replace(record, outcome="passed", reason="")
         self._tests[report.nodeid] = record
         # The report of a crashed worker of pytest-xdist is of no phase, and the last of its test.
