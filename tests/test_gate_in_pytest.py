@@ -312,6 +312,17 @@ def test_a_file_that_somebody_named_has_to_be_there(session: Session, option: st
     result.stderr.fnmatch_lines(["ERROR: nowhere.yaml:1: cannot be read: No such file or directory"])
 
 
+@pytest.mark.parametrize("name", ["gates/cpu.yaml", "waivers.yaml"])
+def test_a_link_to_nowhere_is_not_taken_for_no_file(pytester: pytest.Pytester, session: Session, name: str) -> None:
+    (pytester.path / "gates").mkdir()
+    (pytester.path / name).symlink_to("/nowhere/file.yaml")
+
+    result = session("--gate", bf16=GOOD)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {name}:1: cannot be read: No such file or directory"])
+
+
 def test_files_of_other_names_are_read_where_they_are_named(pytester: pytest.Pytester, session: Session) -> None:
     named = {"accepted.yaml": waivers(), "nightly.yaml": GATE}
 
