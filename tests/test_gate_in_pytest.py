@@ -337,6 +337,23 @@ def test_a_gate_file_without_the_gate_is_a_usage_error(session: Session) -> None
     result.stderr.fnmatch_lines(["ERROR: --gate-file names what --gate requires; add --gate"])
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--collect-only",), "--gate with --collect-only: it runs no test, so nothing can be released; *"),
+        (("--engine=tensorrt-llm", "--plan"), "--gate with --plan: it runs no test, so nothing can be released; *"),
+        (("-p", "no:llamaperf-reporter"), "--gate with -p no:llamaperf-reporter: that is what decides; leave it out"),
+    ],
+)
+def test_what_would_end_well_without_a_decision_is_a_usage_error(
+    session: Session, options: tuple[str, ...], told: str
+) -> None:
+    result = session("--gate", *options)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {told}"])
+
+
 def test_another_tools_waivers_are_none_of_our_business_without_a_gate(pytester: pytest.Pytester) -> None:
     pytester.path.joinpath("waivers.yaml").write_text("- of another tool\n")
     pytester.makepyfile("def test_something(): pass")
