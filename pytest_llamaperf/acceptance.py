@@ -132,6 +132,11 @@ class Acceptance:
             journal=self._journal(runtime),
         )
 
+    @property
+    def begun_against(self) -> Against | None:
+        """That comparison, unless the session ended before anything was expected of it."""
+        return vars(self).get("against")
+
     def _journal(self, runtime: Runtime) -> Journal | None:
         """Raises UsageError for one of another comparison, or one that would be lost."""
         if self.settings.results is None:

@@ -197,6 +197,13 @@ class Against:
             raise problem
         return Rivalry(found, ours, self.comparison.others[case], metric)
 
+    def lost(self) -> tuple[tuple[str, str], ...]:
+        """Case and metric of every loss that is proven, whether or not a test asked about it."""
+        if "comparison" not in vars(self) or self.comparison.decision is None:
+            return ()
+        found = self.comparison.decision.having(Outcome.REGRESSION)
+        return tuple((verdict.cell.case, verdict.cell.metric.name) for verdict in found)
+
     @property
     def summary(self) -> str:
         """One line for all, once anything was measured."""

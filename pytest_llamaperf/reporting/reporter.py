@@ -146,8 +146,9 @@ class Reporter:
         if gate:
             terminalreporter.section("release gate")
             terminalreporter.write(decision_text(self._decision(), width=width, color=color))
-        if self._acceptance.against and (summary := self._acceptance.against.summary):
-            terminalreporter.write_line(summary)
+        against = self._acceptance.begun_against
+        if against and against.summary:
+            terminalreporter.write_line(against.summary)
         if self._recorded:
             terminalreporter.write_line(self._recorded, red=self._recording_failed)
         if self._files:
@@ -182,8 +183,20 @@ class Reporter:
             promised=self._promised,
             waivers=self._acceptance.waivers,
         )
-        lost = [self._files.problem] if self._files and self._files.problem else []
-        return dataclasses.replace(decision, reasons=(*decision.reasons, *self._broken, *lost))
+        unkept = [self._files.problem] if self._files and self._files.problem else []
+        return dataclasses.replace(decision, reasons=(*decision.reasons, *self._lost(), *self._broken, *unkept))
+
+    def _lost(self) -> list[str]:
+        """What the comparison with another build found beyond what tests asked: no `blocked` beside a release."""
+        against = self._acceptance.begun_against
+        if against is None:
+            return []
+        judged = {(result.case["id"], result.metric) for test in self._tests.values() for result in test.results}
+        lost = [f"{case} {metric}" for case, metric in against.lost() if (case, metric) not in judged]
+        if not lost:
+            return []
+        more = f" and {counted(len(lost) - 1, 'other')}" if len(lost) > 1 else ""
+        return [f"lost against {against.runtime} and not judged: {lost[0]}{more}"]
 
 
 class _Files:
