@@ -179,7 +179,9 @@ def refuse_to_look_and_decide(config: pytest.Config) -> None:
     """Raises UsageError: whoever reads the exit status of a gate would take a list of tests for a release."""
     for option, name in (("--collect-only", "collectonly"), ("--plan", "plan")):
         if config.getoption("gate") and config.getoption(name):
-            raise UsageError(f"--gate with {option}: it runs no test, so nothing can be released; leave one of them out")
+            raise UsageError(
+                f"--gate with {option}: it runs no test, so nothing can be released; leave one of them out"
+            )
 
 
 def refuse_distributed_plan(config: pytest.Config) -> None:

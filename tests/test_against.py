@@ -187,7 +187,9 @@ def test_a_suite_that_cannot_be_read_is_told_also_beside_what_another_comparison
 def waive_throughput(folder: Folder, monkeypatch: pytest.MonkeyPatch, loss: str, *, compared: str) -> None:
     """Of both cases that get slower; `compared` are the metrics by which builds are told apart."""
     entry = f'{{outcome: regression, loss: {loss}, reason: known, owner: us, expires: "9998-01-31", newest_version: "2.13"}}'
-    cases = [f"cpu/torch/smollm2-135m/modelopt-fp8/tp1/{work}" for work in ("max-throughput-16-8", "concurrency-4-16-8")]
+    cases = [
+        f"cpu/torch/smollm2-135m/modelopt-fp8/tp1/{work}" for work in ("max-throughput-16-8", "concurrency-4-16-8")
+    ]
     waived = "".join(f"  {case}:\n    output_throughput:\n      {entry}\n" for case in cases)
     (folder.path / "waivers.yaml").write_text(f"schema: 1\nwaivers:\n{waived}")
     conftest = CONFTEST.replace('{"runtime": "1.2"}', '{"torch": "2.13.0+cpu"}')

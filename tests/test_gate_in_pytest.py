@@ -369,6 +369,20 @@ def test_a_run_with_all_that_is_required_is_released(pytester: pytest.Pytester, 
     assert decision(pytester) == {"releasable": True, "reasons": [], "waived": [], "missing": [], "required": 2}
 
 
+UNASKED = "no file of the gate says what has to be judged: promises alone were asked"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_release_that_no_file_asked_anything_of_says_so(
+    pytester: pytest.Pytester, session: Session, asked: bool
+) -> None:
+    result = session("--gate", bf16=GOOD, **({"gates/cpu.yaml": GATE} if asked else {}))
+    shown = CliRunner().invoke(main, ["gate", str(pytester.path / "out")])
+
+    assert (result.ret, shown.exit_code) == (0, 0)
+    assert (UNASKED in result.stdout.str().splitlines()) == (UNASKED in shown.stdout.splitlines()) == (not asked)
+
+
 SKIPPING = SUITE.replace("def test_speed", "@pytest.mark.skipif(True, reason='not today')\ndef test_speed")
 
 
@@ -463,7 +477,7 @@ def test_all_that_is_missing_is_in_run_json_and_the_first_in_the_terminal(
 @pytest.mark.parametrize(
     ("files", "status", "told"),
     [
-        ({"waivers.yaml": waivers()}, 0, ["released with 1 waiver", f"  - waived: {CASE}: output_throughput measured *"]),
+        ({"waivers.yaml": waivers()}, 0, ["released with 1 waiver", "of the run that started at 20*Z on cpu with torch", f"  - waived: {CASE}: output_throughput measured *"]),
         (
             {"gates/cpu.yaml": GATE.replace("bf16, modelopt-fp8", "bf16, fp32")}, 1,
             [
