@@ -252,6 +252,11 @@ class Against:
         verdicts = {(verdict.cell.case, verdict.cell.metric.name): verdict for verdict in decision.verdicts}
         return Comparison(decision, verdicts, measured, others, failed, unstable)
 
+    def end(self) -> None:
+        """The session told all: its journal is of the past, and no other build's results."""
+        if self._journal and "comparison" in vars(self):
+            self._journal.end()
+
     def _finish(self) -> None:
         if self._journal:
             self._journal.finish()

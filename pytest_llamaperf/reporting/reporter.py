@@ -117,6 +117,8 @@ class Reporter:
         self._not_run = max(0, session.testscollected - len(self._tests))
         if session.exitstatus not in _ORDERLY_ENDS:
             self._broken.append(f"the session ended early, with exit status {int(session.exitstatus)}")
+        elif not self._not_run and (against := self._acceptance.begun_against):
+            against.end()
         if self._decides:
             try:
                 self._promised = self._acceptance.promised()
