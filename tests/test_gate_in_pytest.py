@@ -199,6 +199,13 @@ def test_a_waiver_ends_nothing_else_that_its_test_asserts(pytester: pytest.Pytes
     result.stdout.fnmatch_lines([f"  - waived: {CASE}: output_throughput measured *, {TERMS}"])
 
 
+def test_a_waived_test_that_skips_after_its_check_is_skipped(pytester: pytest.Pytester, session: Session) -> None:
+    suite = SUITE + "    pytest.skip('the rest another day')\n"
+
+    assert session("--gate", suite=suite, **{"waivers.yaml": waivers()}).ret == 1
+    assert decision(pytester)["reasons"] == ["skipped: 2 tests: the rest another day"]
+
+
 def test_runxfail_does_not_make_a_pass_of_it(session: Session) -> None:
     result = session("--gate", "--runxfail", **{"waivers.yaml": waivers()})
 
