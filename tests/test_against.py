@@ -222,8 +222,10 @@ def test_a_loss_that_no_test_asked_about_closes_the_gate(
 
     assert result.ret == 1
     assert folder.run_json()["decision"]["reasons"] == [
-        "lost against release 1.1 and not judged: cpu/torch/smollm2-135m/modelopt-fp8/tp1/concurrency-4-16-8 ttft_median "
-        "and 1 other"
+        (
+            "lost against release 1.1 and not judged: cpu/torch/smollm2-135m/modelopt-fp8/tp1/concurrency-4-16-8 ttft_median "
+            "and 1 other"
+        )
     ]
 
 
