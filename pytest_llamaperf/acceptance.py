@@ -19,6 +19,7 @@ from pytest_llamaperf.catalog.tasks import evaluations
 from pytest_llamaperf.engines import PREDICTED, Engine, EngineSpec, Opener, Surroundings, is_built_in, readiness
 from pytest_llamaperf.engines.trtllm.nodes import found_nodes
 from pytest_llamaperf.errors import EngineError, LlamaperfError, Unsupported, UsageError
+from pytest_llamaperf.files import is_absent
 from pytest_llamaperf.gpu_watch import occupied
 from pytest_llamaperf.hardware import Machine, find_machine
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
@@ -130,6 +131,11 @@ class Acceptance:
             tell=lambda text: self.surroundings.on_progress(text, 0, None),
             journal=self._journal(runtime),
         )
+
+    @property
+    def begun_against(self) -> Against | None:
+        """That comparison, unless the session ended before anything was expected of it."""
+        return vars(self).get("against")
 
     def _journal(self, runtime: Runtime) -> Journal | None:
         """Raises UsageError for one of another comparison, or one that would be lost."""
@@ -393,7 +399,7 @@ class Acceptance:
     def required(self) -> tuple[Requirement, ...]:
         """What a release on this hardware has to have judged. Raises DocumentError."""
         path = self.settings.gate_file or self.settings.root / "gates" / f"{self.gpu}.yaml"
-        if not self.settings.gate_file and not path.exists():
+        if not self.settings.gate_file and is_absent(path):
             return ()
         return read_requirements(path, hardware=self.gpu, engine=self.engine_under_test)
 
@@ -401,7 +407,7 @@ class Acceptance:
     def waivers(self) -> Waivers:
         """Those about cases of this run, as of this day. Raises DocumentError."""
         path = self.settings.waivers or self.settings.root / "waivers.yaml"
-        if not self.settings.waivers and not path.exists():
+        if not self.settings.waivers and is_absent(path):
             return Waivers()
         return read_waivers(path, datetime.now(UTC).date()).about(self.gpu, self.engine_under_test)
 

@@ -197,6 +197,13 @@ class Against:
             raise problem
         return Rivalry(found, ours, self.comparison.others[case], metric)
 
+    def lost(self) -> tuple[tuple[str, str], ...]:
+        """Case and metric of every loss that is proven, whether or not a test asked about it."""
+        if "comparison" not in vars(self) or self.comparison.decision is None:
+            return ()
+        found = self.comparison.decision.having(Outcome.REGRESSION)
+        return tuple((verdict.cell.case, verdict.cell.metric.name) for verdict in found)
+
     @property
     def summary(self) -> str:
         """One line for all, once anything was measured."""
@@ -244,6 +251,11 @@ class Against:
         self._finish()
         verdicts = {(verdict.cell.case, verdict.cell.metric.name): verdict for verdict in decision.verdicts}
         return Comparison(decision, verdicts, measured, others, failed, unstable)
+
+    def end(self) -> None:
+        """The session told all: its journal is of the past, and no other build's results."""
+        if self._journal and "comparison" in vars(self):
+            self._journal.end()
 
     def _finish(self) -> None:
         if self._journal:

@@ -175,6 +175,15 @@ def plan_of(items: Sequence[pytest.Item]) -> list[str]:
     return list(planned(list(dict.fromkeys(cases))))
 
 
+def refuse_to_look_and_decide(config: pytest.Config) -> None:
+    """Raises UsageError: whoever reads the exit status of a gate would take a list of tests for a release."""
+    for option, name in (("--collect-only", "collectonly"), ("--plan", "plan")):
+        if config.getoption("gate") and config.getoption(name):
+            raise UsageError(
+                f"--gate with {option}: it runs no test, so nothing can be released; leave one of them out"
+            )
+
+
 def refuse_distributed_plan(config: pytest.Config) -> None:
     """Raises UsageError: with pytest-xdist the process that prints collects nothing."""
     if config.pluginmanager.hasplugin("xdist") and config.getoption("tx", None):

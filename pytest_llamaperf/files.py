@@ -30,6 +30,17 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def is_absent(path: Path) -> bool:
+    """Whether nothing has that name. What is there and cannot be read, as a link to nowhere, is not absent."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -48,6 +48,13 @@ class Decision:
             return f"released with {counted(len(self.waived), 'waiver')}"
         return "releasable: every test is a measured pass"
 
+    @property
+    def unasked(self) -> str:
+        """What a release without a gate's file is worth, empty with one: a run from another root directory finds none."""
+        if self.reasons or self.required:
+            return ""
+        return "no file of the gate says what has to be judged: promises alone were asked"
+
     def __str__(self) -> str:
         """In one sentence."""
         return ": ".join(filter(None, (self.headline, "; ".join(self.reasons or self.waived))))

@@ -45,6 +45,8 @@ class Journal:
         self._kept: dict[str, deque[list[dict[str, Any]]]] = defaultdict(deque)
         header = {"schema": SCHEMA, "about": dict(about)}
         lines = _lines(path)
+        if lines and "ended" in lines[-1]:
+            lines = []  # of a session that told all it found: who compares again has another build, or wants to know again
         if resume and lines:
             self._take(path, lines, header)
         elif len(lines) > 1 and "finished" not in lines[-1]:
@@ -78,6 +80,10 @@ class Journal:
         """Everything that was asked for is known; the next session begins anew."""
         self._write({"finished": True})
 
+    def end(self) -> None:
+        """Everything that was found was told; there is nothing to go on with."""
+        self._write({"ended": True})
+
     def _take(self, path: Path, lines: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> None:
         where = shown_path(path)
         schema = lines[0].get("schema")
@@ -91,7 +97,7 @@ class Journal:
                 f"{where}: is of another comparison: {told}; repeat its options, or begin anew in another --results folder"
             )
         for number, line in enumerate(lines[1:], 2):
-            if "finished" in line:
+            if "finished" in line or "ended" in line:
                 continue
             try:
                 self._kept[line["asked"]].append([_read(made) for made in line["found"]])

@@ -36,6 +36,7 @@ from pytest_llamaperf.collecting import (
     parametrize_cases,
     plan_of,
     refuse_distributed_plan,
+    refuse_to_look_and_decide,
     refuse_unusable_distribution,
     send_deselected,
     told_after_collection,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 ACCEPTANCE = pytest.StashKey[Acceptance]()
 SURROUNDINGS = pytest.StashKey[Surroundings]()
+REPORTER = "llamaperf-reporter"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,6 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if settings.plan:
             acceptance.check_plan()
             refuse_distributed_plan(config)
+        refuse_to_look_and_decide(config)
         if not only_looks(config):
             acceptance.check_options()
         refuse_unusable_distribution(config)
@@ -88,7 +91,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(problem)) from None
     from pytest_llamaperf.reporting.reporter import Reporter
 
-    config.pluginmanager.register(Reporter(config, acceptance), "llamaperf-reporter")
+    if config.pluginmanager.register(Reporter(config, acceptance), REPORTER) is None and settings.gate:
+        raise pytest.UsageError(f"--gate with -p no:{REPORTER}: that is what decides; leave it out")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -100,7 +100,7 @@ class Waiver:
         lost = _loss(result)
         if lost is None:
             return "cannot tell how large the loss is: nothing was promised"
-        if lost > self.loss:
+        if not lost <= self.loss:  # nor what is no number
             return f"accepts a loss of {self.loss:.1%}, and it may be {lost:.1%}"
         return None
 

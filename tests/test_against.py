@@ -170,6 +170,65 @@ def test_the_gate_stays_closed_where_nothing_could_be_told(session: Session) -> 
     assert result.ret == 1
 
 
+def test_a_suite_that_cannot_be_read_is_told_also_beside_what_another_comparison_kept(
+    session: Session, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder.path / "out").mkdir()
+    (folder.path / "out" / "against.jsonl").write_text("of another one\n")
+    monkeypatch.setattr(sys.modules[__name__], "SUITE", "def test_(:")
+
+    result = session("--gate")
+
+    result.assert_outcomes(errors=1)
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+    assert folder.run_json()["decision"]["releasable"] is False
+
+
+def waive_throughput(folder: Folder, monkeypatch: pytest.MonkeyPatch, loss: str, *, compared: str) -> None:
+    """Of both cases that get slower; `compared` are the metrics by which builds are told apart."""
+    entry = f'{{outcome: regression, loss: {loss}, reason: known, owner: us, expires: "9998-01-31", newest_version: "2.13"}}'
+    cases = [
+        f"cpu/torch/smollm2-135m/modelopt-fp8/tp1/{work}" for work in ("max-throughput-16-8", "concurrency-4-16-8")
+    ]
+    waived = "".join(f"  {case}:\n    output_throughput:\n      {entry}\n" for case in cases)
+    (folder.path / "waivers.yaml").write_text(f"schema: 1\nwaivers:\n{waived}")
+    conftest = CONFTEST.replace('{"runtime": "1.2"}', '{"torch": "2.13.0+cpu"}')
+    conftest += f"\nfrom pytest_llamaperf import against, metrics\nagainst.COMPARED = {compared}\n"
+    monkeypatch.setattr(sys.modules[__name__], "CONFTEST", conftest)
+
+
+@pytest.mark.parametrize(("loss", "released"), [("0.08", True), ("0.05", False)])
+def test_a_loss_against_the_other_build_is_waived_up_to_its_size(
+    session: Session, folder: Folder, monkeypatch: pytest.MonkeyPatch, loss: str, released: bool
+) -> None:
+    waive_throughput(folder, monkeypatch, loss, compared="[metrics.OUTPUT_THROUGHPUT]")
+
+    result = session("--gate", slower=0.06)
+
+    result.assert_outcomes(passed=2, **{"xfailed" if released else "failed": 2})
+    assert result.ret == (0 if released else 1)
+    decision = folder.run_json()["decision"]
+    assert (decision["releasable"], len(decision["waived"])) == (released, 2 if released else 0)
+    told = "released with 2 waivers" if released else "  - waiver in *: accepts a loss of 5.0%, and it may be 6.*%"
+    result.stdout.fnmatch_lines([told])
+
+
+def test_a_loss_that_no_test_asked_about_closes_the_gate(
+    session: Session, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waive_throughput(folder, monkeypatch, "0.08", compared="[metrics.OUTPUT_THROUGHPUT, metrics.TTFT_MEDIAN]")
+
+    result = session("--gate", slower=0.06)
+
+    assert result.ret == 1
+    assert folder.run_json()["decision"]["reasons"] == [
+        (
+            "lost against release 1.1 and not judged: cpu/torch/smollm2-135m/modelopt-fp8/tp1/concurrency-4-16-8 ttft_median "
+            "and 1 other"
+        )
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

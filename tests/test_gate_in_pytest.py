@@ -199,10 +199,50 @@ def test_a_waiver_ends_nothing_else_that_its_test_asserts(pytester: pytest.Pytes
     result.stdout.fnmatch_lines([f"  - waived: {CASE}: output_throughput measured *, {TERMS}"])
 
 
+def test_a_waived_test_that_skips_after_its_check_is_skipped(pytester: pytest.Pytester, session: Session) -> None:
+    suite = SUITE + "    pytest.skip('the rest another day')\n"
+
+    assert session("--gate", suite=suite, **{"waivers.yaml": waivers()}).ret == 1
+    assert decision(pytester)["reasons"] == ["skipped: 2 tests: the rest another day"]
+
+
 def test_runxfail_does_not_make_a_pass_of_it(session: Session) -> None:
     result = session("--gate", "--runxfail", **{"waivers.yaml": waivers()})
 
     result.assert_outcomes(passed=1, xfailed=1)
+
+
+@pytest.mark.parametrize(
+    ("body", "becomes"),
+    [
+        ("with subtests.test():\n        assert case.recipe.name != 'bf16'", "failed"),
+        ("with subtests.test():\n        pytest.skip('not today')", "skipped"),
+        ("with subtests.test():\n        pass\n    pytest.exit('enough', returncode=0)", "unfinished"),
+    ],
+)
+def test_a_test_is_no_better_than_its_subtests_and_a_subtest_is_no_whole_test(
+    pytester: pytest.Pytester, session: Session, body: str, becomes: str
+) -> None:
+    pytest.importorskip("_pytest.subtests")
+    suite = SUITE.replace("baseline):", "baseline, subtests):") + f"    {body}\n"
+
+    assert session("--gate", suite=suite, bf16=GOOD).ret == 1
+    tests = json.loads((pytester.path / "out" / "run.json").read_text())["tests"]
+    assert tests[0]["outcome"] == becomes
+    assert decision(pytester)["releasable"] is False
+
+
+def test_a_regression_waived_in_a_subtest_makes_no_pass_of_its_test(
+    pytester: pytest.Pytester, session: Session
+) -> None:
+    pytest.importorskip("_pytest.subtests")
+    suite = SUITE.replace("baseline):", "baseline, subtests):").replace(
+        "    baseline.check", "    with subtests.test():\n        baseline.check"
+    )
+
+    assert session("--gate", suite=suite, **{"waivers.yaml": waivers()}).ret == 0
+    tests = json.loads((pytester.path / "out" / "run.json").read_text())["tests"]
+    assert [test["outcome"] for test in tests] == ["waived", "passed"]
 
 
 def test_what_a_fixture_judges_after_the_test_is_waived_as_well_and_a_failure_before_it_is_kept(
@@ -279,6 +319,17 @@ def test_a_file_that_somebody_named_has_to_be_there(session: Session, option: st
     result.stderr.fnmatch_lines(["ERROR: nowhere.yaml:1: cannot be read: No such file or directory"])
 
 
+@pytest.mark.parametrize("name", ["gates/cpu.yaml", "waivers.yaml"])
+def test_a_link_to_nowhere_is_not_taken_for_no_file(pytester: pytest.Pytester, session: Session, name: str) -> None:
+    (pytester.path / "gates").mkdir()
+    (pytester.path / name).symlink_to("/nowhere/file.yaml")
+
+    result = session("--gate", bf16=GOOD)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {name}:1: cannot be read: No such file or directory"])
+
+
 def test_files_of_other_names_are_read_where_they_are_named(pytester: pytest.Pytester, session: Session) -> None:
     named = {"accepted.yaml": waivers(), "nightly.yaml": GATE}
 
@@ -291,6 +342,23 @@ def test_a_gate_file_without_the_gate_is_a_usage_error(session: Session) -> None
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --gate-file names what --gate requires; add --gate"])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--collect-only",), "--gate with --collect-only: it runs no test, so nothing can be released; *"),
+        (("--engine=tensorrt-llm", "--plan"), "--gate with --plan: it runs no test, so nothing can be released; *"),
+        (("-p", "no:llamaperf-reporter"), "--gate with -p no:llamaperf-reporter: that is what decides; leave it out"),
+    ],
+)
+def test_what_would_end_well_without_a_decision_is_a_usage_error(
+    session: Session, options: tuple[str, ...], told: str
+) -> None:
+    result = session("--gate", *options)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {told}"])
 
 
 def test_another_tools_waivers_are_none_of_our_business_without_a_gate(pytester: pytest.Pytester) -> None:
@@ -306,6 +374,20 @@ def test_another_tools_waivers_are_none_of_our_business_without_a_gate(pytester:
 def test_a_run_with_all_that_is_required_is_released(pytester: pytest.Pytester, session: Session) -> None:
     assert session("--gate", bf16=GOOD, **{"gates/cpu.yaml": GATE}).ret == 0
     assert decision(pytester) == {"releasable": True, "reasons": [], "waived": [], "missing": [], "required": 2}
+
+
+UNASKED = "no file of the gate says what has to be judged: promises alone were asked"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_release_that_no_file_asked_anything_of_says_so(
+    pytester: pytest.Pytester, session: Session, asked: bool
+) -> None:
+    result = session("--gate", bf16=GOOD, **({"gates/cpu.yaml": GATE} if asked else {}))
+    shown = CliRunner().invoke(main, ["gate", str(pytester.path / "out")])
+
+    assert (result.ret, shown.exit_code) == (0, 0)
+    assert (UNASKED in result.stdout.str().splitlines()) == (UNASKED in shown.stdout.splitlines()) == (not asked)
 
 
 SKIPPING = SUITE.replace("def test_speed", "@pytest.mark.skipif(True, reason='not today')\ndef test_speed")
@@ -402,7 +484,7 @@ def test_all_that_is_missing_is_in_run_json_and_the_first_in_the_terminal(
 @pytest.mark.parametrize(
     ("files", "status", "told"),
     [
-        ({"waivers.yaml": waivers()}, 0, ["released with 1 waiver", f"  - waived: {CASE}: output_throughput measured *"]),
+        ({"waivers.yaml": waivers()}, 0, ["released with 1 waiver", "of the run that started at 20*Z on cpu with torch", f"  - waived: {CASE}: output_throughput measured *"]),
         (
             {"gates/cpu.yaml": GATE.replace("bf16, modelopt-fp8", "bf16, fp32")}, 1,
             [

@@ -207,6 +207,16 @@ def test_a_waived_regression_beside_one_that_is_not_closes_the_gate() -> None:
     assert len(decision.waived) == 1
 
 
+def test_what_has_no_metric_is_judged_by_a_pass_alone() -> None:
+    """A waived loss beside it is no word on whether the answers are alike."""
+    about = dataclasses.replace(record(waived(), outcome=WAIVED), case=CASE)
+
+    decision = decide([about], required=[Requirement(CASE, None, "gates/h200.yaml:5")], waivers=WAIVERS)
+
+    assert [each.why for each in decision.missing] == [WAIVED]
+    assert not decision.releasable
+
+
 def test_a_test_that_was_waived_at_a_second_attempt_closes_the_gate() -> None:
     tried = dataclasses.replace(record(waived(), outcome=WAIVED), attempts=2)
 

@@ -125,6 +125,18 @@ def test_a_build_that_became_another_meanwhile_is_an_error(folder: Folder) -> No
     assert "regression" not in {outcome for outcome, _ in judged(folder).values()}
 
 
+def test_a_session_that_told_all_it_found_is_not_resumed_for_a_build_that_nobody_measured(folder: Folder) -> None:
+    write(folder, slower=0.0)
+    assert compare(folder, "--gate").ret == 0
+
+    write(folder, slower=0.3)
+    result = compare(folder, "--gate", "--resume")
+
+    assert result.ret == 1
+    assert len(folder.words()) >= ENGINES
+    assert "regression" in {outcome for outcome, _ in judged(folder).values()}
+
+
 # --- llamaperf confirm -----------------------------------------------------------------------------------------------
 
 

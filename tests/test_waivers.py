@@ -203,6 +203,7 @@ UNTOLD = "is about tensorrt_llm up to 1.2.1, and the result does not tell its ve
         (regression(version="unknown"), UNTOLD),
         (regression(low=400.0), "accepts a loss of 12.0%, and it may be 13.6%"),
         (regression(value=300.0, low=299.0), "accepts a loss of 12.0%, and it may be 35.4%"),
+        (regression(low=math.nan), "accepts a loss of 12.0%, and it may be nan%"),
         (regression(baseline=None), "cannot tell how large the loss is: nothing was promised"),
         (regression(baseline={"value": 0.0}), "cannot tell how large the loss is: nothing was promised"),
     ],

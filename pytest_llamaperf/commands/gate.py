@@ -28,10 +28,13 @@ def gate(run: Path) -> None:
         sys.exit(NOT_ENOUGH)
     decision = kept.decision
     click.echo(decision.headline)
+    click.echo(f"of the run that started at {kept.header.started} on {kept.header.gpu} with {kept.header.engine}")
     for reason in decision.reasons:
         click.echo(f"  - {reason}")
     for waived in decision.waived:
         click.echo(f"  - waived: {waived}")
+    if decision.unasked:
+        click.echo(decision.unasked)
     if decision.missing:
         click.echo("missing:")
     for each in decision.missing:

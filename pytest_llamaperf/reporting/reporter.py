@@ -70,10 +70,12 @@ class Reporter:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         before = self._tests.get(report.nodeid, TestRecord(report.nodeid, UNFINISHED, 0.0))
-        record = dataclasses.replace(before, duration=before.duration + report.duration)
+        part = hasattr(report, "context")  # a subtest: what becomes of it holds for its test, but for a pass
+        record = dataclasses.replace(before, duration=before.duration + (0.0 if part else report.duration))
         if report.when == "setup":
             record = dataclasses.replace(
                 record,
+                outcome=UNFINISHED,
                 case=case_of_report(report),
                 attempts=record.attempts + 1,
                 measures=measures_of_report(report),
@@ -88,7 +90,7 @@ class Reporter:
                 record = dataclasses.replace(record, outcome=WAIVED, reason=waived)
         elif report.skipped:
             record = dataclasses.replace(record, outcome="skipped", reason=_reason(report))
-        elif report.when == "call" and report.passed:
+        elif report.when == "call" and report.passed and not part and record.outcome == UNFINISHED:
             record = dataclasses.replace(record, outcome="passed", reason="")
         self._tests[report.nodeid] = record
         # The report of a crashed worker of pytest-xdist is of no phase, and the last of its test.
@@ -115,6 +117,8 @@ class Reporter:
         self._not_run = max(0, session.testscollected - len(self._tests))
         if session.exitstatus not in _ORDERLY_ENDS:
             self._broken.append(f"the session ended early, with exit status {int(session.exitstatus)}")
+        elif not self._not_run and (against := self._acceptance.begun_against):
+            against.end()
         if self._decides:
             try:
                 self._promised = self._acceptance.promised()
@@ -144,8 +148,9 @@ class Reporter:
         if gate:
             terminalreporter.section("release gate")
             terminalreporter.write(decision_text(self._decision(), width=width, color=color))
-        if self._acceptance.against and (summary := self._acceptance.against.summary):
-            terminalreporter.write_line(summary)
+        against = self._acceptance.begun_against
+        if against and against.summary:
+            terminalreporter.write_line(against.summary)
         if self._recorded:
             terminalreporter.write_line(self._recorded, red=self._recording_failed)
         if self._files:
@@ -180,8 +185,20 @@ class Reporter:
             promised=self._promised,
             waivers=self._acceptance.waivers,
         )
-        lost = [self._files.problem] if self._files and self._files.problem else []
-        return dataclasses.replace(decision, reasons=(*decision.reasons, *self._broken, *lost))
+        unkept = [self._files.problem] if self._files and self._files.problem else []
+        return dataclasses.replace(decision, reasons=(*decision.reasons, *self._lost(), *self._broken, *unkept))
+
+    def _lost(self) -> list[str]:
+        """What the comparison with another build found beyond what tests asked: no `blocked` beside a release."""
+        against = self._acceptance.begun_against
+        if against is None:
+            return []
+        judged = {(result.case["id"], result.metric) for test in self._tests.values() for result in test.results}
+        lost = [f"{case} {metric}" for case, metric in against.lost() if (case, metric) not in judged]
+        if not lost:
+            return []
+        more = f" and {counted(len(lost) - 1, 'other')}" if len(lost) > 1 else ""
+        return [f"lost against {against.runtime} and not judged: {lost[0]}{more}"]
 
 
 class _Files:

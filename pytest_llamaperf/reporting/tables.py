@@ -46,6 +46,8 @@ def decision_text(decision: Decision, *, width: int, color: bool) -> str:
     told = [Text(decision.headline, style=style)]
     told += [Text(f"  - {reason}") for reason in decision.reasons]
     told += [Text(f"  - waived: {each}", style="yellow") for each in decision.waived]
+    if decision.unasked:
+        told.append(Text(decision.unasked, style="dim"))
     if len(decision.missing) > 1:
         told.append(Text(f"run.json (--results) lists all {len(decision.missing)} that are missing", style="dim"))
     return rendered(told, width=width, color=color, wrap=False)
