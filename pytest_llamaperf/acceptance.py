@@ -142,10 +142,12 @@ class Acceptance:
         if self.settings.results is None:
             return None
         from pytest_llamaperf.journal import Journal
+        from pytest_llamaperf.runtimes import installed_versions
 
         about = {
             "gpu": self.gpu,
             "engine": self.engine_kind,
+            "installed": installed_versions(),
             "against": f"{runtime}: {runtime.python}",
             "environment": dict(runtime.environment),
             "rounds": self.settings.rounds,

@@ -153,7 +153,7 @@ def _tests(tests: Sequence[TestRecord]) -> list[str]:
                 reasons.append(f"judged nothing: {test.nodeid}: it measures and checks no promise")
             if test.attempts > 1:
                 reasons.append(f"retried: {test.nodeid}: {test.outcome} at attempt {test.attempts}")
-        elif test.outcome != "skipped" and test.nodeid not in told:
+        elif test.outcome != "skipped" and (test.broke or test.nodeid not in told):
             reasons.append(f"{test.outcome}: {test.nodeid}{': ' + test.reason if test.reason else ''}")
     return reasons + _skips(test for test in tests if test.outcome == "skipped" and test.nodeid not in told)
 

@@ -1,4 +1,4 @@
-"""Names of other environments read: the release that a new one is compared with."""
+"""Environments: names of others read, the release that a new one is compared with; what is installed in this one."""
 
 from __future__ import annotations
 
@@ -57,3 +57,16 @@ def _interpreter(path: Path, named: str) -> Path:
         f"{named}: is no environment and no interpreter: {looked} is not there, or cannot be run; name the folder of a "
         "virtual environment, a python in one, or a YAML file that names it"
     )
+
+
+def installed_versions() -> dict[str, str]:
+    """Package -> its version here, of those that make a difference; read without importing any of them."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("pytest-llamaperf", "pytest", "tensorrt-llm", "aiconfigurator-core", "torch", "nvidia-modelopt"):
+        try:
+            found[package.replace("-", "_")] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

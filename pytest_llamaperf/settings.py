@@ -108,7 +108,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--results",
         metavar="DIR",
-        help="write DIR/run.jsonl as tests finish and DIR/run.json at the end (default: write nothing)",
+        help="write DIR/run.jsonl as tests finish, DIR/run.json and DIR/summary.md at the end (default: write nothing)",
     )
     group.addoption(
         "--gate",

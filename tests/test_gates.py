@@ -342,3 +342,9 @@ def test_no_run_is_releasable_without_all_that_is_required(
 
     assert decision.releasable == (required | promised <= {CASE})
     assert {each.case for each in decision.missing} == (required | promised) - {CASE}
+
+
+def test_an_error_of_cleaning_up_is_named_beside_a_result_that_is_no_pass() -> None:
+    test = record(result("no-baseline"), outcome="error", reason="GPU 0 still holds 3.0 GiB")
+
+    assert any("still holds" in reason for reason in decide([test]).reasons)

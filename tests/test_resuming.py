@@ -97,6 +97,21 @@ def test_a_cut_off_comparison_is_not_begun_anew_by_accident(folder: Folder) -> N
     assert (folder.path / "out" / "against.jsonl").read_bytes() == kept
 
 
+def test_another_build_does_not_go_on_with_what_was_measured_of_this_one(folder: Folder) -> None:
+    write(folder, killed=8)
+    compare(folder)
+    path = folder.path / "out" / "against.jsonl"
+    header, *lines = path.read_text().splitlines()
+    before = json.loads(header)
+    before["about"]["installed"]["pytest"] = "8.0"
+    path.write_text("\n".join([json.dumps(before), *lines, ""]))
+
+    result = compare(folder, "--resume")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(["ERROR: out/against.jsonl: is of another comparison: installed was *'8.0'*; *"])
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

@@ -21,6 +21,7 @@ from pytest_llamaperf.gates import Decision, decide
 from pytest_llamaperf.records import UNFINISHED, WAIVED, TestRecord
 from pytest_llamaperf.requirements import Requirement
 from pytest_llamaperf.runs import Run, RunHeader, RunLog, run_document, to_json
+from pytest_llamaperf.runtimes import installed_versions
 from pytest_llamaperf.summaries.markdown import markdown_of
 from pytest_llamaperf.wording import counted, shown_path
 
@@ -215,7 +216,7 @@ class _Files:
             started=_now(),
             gpu=acceptance.gpu,
             engine=acceptance.engine_kind,
-            versions=_versions(),
+            versions=installed_versions(),
             fingerprint=acceptance.machine.to_dict(),
         )
         try:
@@ -245,19 +246,6 @@ class _Files:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what is installed, read without importing any of it."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in ("pytest-llamaperf", "pytest", "tensorrt-llm", "aiconfigurator-core", "torch", "nvidia-modelopt"):
-        try:
-            found[package.replace("-", "_")] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
