@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from pytest_llamaperf.commands.outputs import write
+
 _FILE = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 
@@ -45,31 +47,22 @@ def summary(
     read = read_run(run)
     texts = []
     if markdown or not (bigger_is_better or smaller_is_better or bencher):
-        texts.append((markdown or Path("-"), markdown_of(read)))
+        texts.append(("--markdown", markdown or Path("-"), markdown_of(read)))
     if bigger_is_better:
-        texts.append((bigger_is_better, _json(benchmarks.github_action_benchmark(read, Better.HIGHER))))
+        texts.append(
+            ("--bigger-is-better", bigger_is_better, _json(benchmarks.github_action_benchmark(read, Better.HIGHER)))
+        )
     if smaller_is_better:
-        texts.append((smaller_is_better, _json(benchmarks.github_action_benchmark(read, Better.LOWER))))
+        texts.append(
+            ("--smaller-is-better", smaller_is_better, _json(benchmarks.github_action_benchmark(read, Better.LOWER)))
+        )
     if bencher:
-        texts.append((bencher, _json(benchmarks.bencher(read))))
-    for path, text in texts:  # all of them could be made
-        _write(path, text)
+        texts.append(("--bencher", bencher, _json(benchmarks.bencher(read))))
+    for option, path, text in texts:  # all of them could be made
+        write(option, str(path), text)
 
 
 def _json(document: Any) -> str:
     import json
 
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    from pytest_llamaperf.errors import UsageError
-    from pytest_llamaperf.files import write_atomically
-
-    if str(path) == "-":
-        click.echo(text, nl=False)
-        return
-    try:
-        write_atomically(path, text)
-    except OSError as problem:
-        raise UsageError(f"{path}: cannot be written: {problem.strerror}") from None
