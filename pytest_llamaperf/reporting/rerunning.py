@@ -25,7 +25,7 @@ def rerun_of(config: pytest.Config, acceptance: Acceptance) -> Rerun:
 
 
 def _of_pytest(config: pytest.Config) -> Iterator[str]:
-    yield f"--rootdir={config.rootpath}"
+    yield "--rootdir=."  # where the tests are run; pytest would look for variables in the name of a folder
     if config.inipath is not None:
         yield f"--config-file={config.inipath}"
     if (mode := config.getoption("importmode")) != "prepend":
