@@ -20,6 +20,7 @@ from builders import KEY, result
 from engine_sessions import Folder, fake_engine, tiny_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from pytest_llamaperf.evidence import scripts
 from pytest_llamaperf.evidence.bundles import LAST_BYTES, LAST_LINES, Bundles, name_of
@@ -433,6 +434,29 @@ def test_of_logs_the_end_is_kept_and_nothing_of_what_lm_eval_printed(
     assert "lm-eval.log and was not copied" in (bundle / "difference.md").read_text()
 
 
+def test_hostile_text_is_text_in_what_people_read(bundles: Callable[..., Bundles]) -> None:
+    hostile = "<script>alert(1)</script> | [a](javascript:x) ![b](http://x) `c` \x1b[31m\u202e\ud800"
+    made = bundles()
+    lost = slow(message=hostile, metric=hostile, nodeid=hostile)
+    promised = {
+        **PROMISED,
+        "reference": hostile,
+        "source": hostile,
+        "recorded": dict.fromkeys(PROMISED["recorded"], hostile),
+    }
+    test = failed(dataclasses.replace(lost, baseline=promised), nodeid=hostile, reason=hostile)
+
+    text = (
+        made.results / made.write(dataclasses.replace(test, nodeid=hostile.replace("\ud800", ""))) / "difference.md"
+    ).read_text()
+
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    kinds = {child.type for token in tokens for child in (token, *(token.children or ()))}
+    assert not kinds & {"html_block", "html_inline", "link_open", "image", "code_inline"}
+    assert all(len(row.split(" | ")) == 3 for row in text.splitlines() if row.startswith("| "))
+    assert text.replace("\n", "").isprintable()
+
+
 def test_traces_of_gpus_are_copied(bundles: Callable[..., Bundles]) -> None:
     made = bundles()
     (made.results / "gpus").mkdir()
@@ -598,7 +622,7 @@ def test_for_tensorrt_llm_its_own_tool_repeats_the_measurement_and_can_be_traced
     folder.write(test_suite=TRTLLM.replace("CHECKPOINT", repr(str(tiny_checkpoint(tmp_path_factory)))))
     folder.ini("llamaperf_deadlines = load=60 run=60 close=10")
 
-    folder.run("--gpu=cpu", "--engine=tensorrt-llm", "--restarts=1", "--rounds=1", "--results=out")
+    folder.run("--gpu=cpu", "--engine=tensorrt-llm", "--restarts=1", "--rounds=1", "--results=out", "--gate")
 
     (bundle,) = (folder.path / "out" / "evidence").iterdir()
     said = subprocess.run(

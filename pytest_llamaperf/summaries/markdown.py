@@ -123,7 +123,8 @@ def _failures(run: Run) -> Iterator[str]:
 def _failure(result: Result, header: RunHeader, evidence: str | None) -> str:
     what = f"{result.case['id']} {result.metric or ''}"
     promise = result.baseline or {}
-    place = f"\nPromise in {escaped(str(promise['file']))}:{promise.get('line')}.\n" if "file" in promise else ""
+    where = f"{promise.get('file')}:{promise.get('line')}"
+    place = f"\nPromise in {escaped(_clipped(where))}.\n" if "file" in promise else ""
     message = f"{result.message}; {result.waived}" if result.waived else result.message
     commands = _again(result.nodeid, header) + (f"\n# by hand\n{result.reproduce}" if result.reproduce else "")
     outcome = escaped(result.outcome) + (", waived" if result.waiver else "")
