@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
+import pickle
 import re
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -17,16 +20,23 @@ from builders import case
 from click.testing import CliRunner
 from engine_sessions import Folder, tiny_checkpoint
 
+from pytest_llamaperf.baselines import read_promises
 from pytest_llamaperf.cache import Cache, problem_of
 from pytest_llamaperf.catalog import model_named, recipe_named
 from pytest_llamaperf.checkpoints import BadCheckpoint, CheckpointStore
+from pytest_llamaperf.checkpoints.safetensors_files import tensors
 from pytest_llamaperf.commands import main
+from pytest_llamaperf.documents import read_document
 from pytest_llamaperf.engines import EngineSpec
 from pytest_llamaperf.engines.trtllm import inputs
 from pytest_llamaperf.engines.trtllm.arguments import flat, wanted
 from pytest_llamaperf.engines.trtllm.nodes import Nodes
+from pytest_llamaperf.errors import DocumentError, UsageError
 from pytest_llamaperf.hosting.failures import EngineFailure
 from pytest_llamaperf.hosting.host import OFFLINE, SILENT, Host
+from pytest_llamaperf.requirements import read_requirements
+from pytest_llamaperf.runtimes import runtime_named
+from pytest_llamaperf.waivers import read_waivers
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "pytest_llamaperf"
@@ -225,6 +235,104 @@ def test_a_checkpoint_that_brings_code_is_refused(
         CheckpointStore(tmp_path / "cache").get(model_named(str(folder)), recipe_named("bf16"))
 
 
+class Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, ("exploded",))
+
+
+def test_pickled_weights_are_not_read(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    for path in tiny_checkpoint(tmp_path_factory).glob("*.json"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        (folder / name).write_bytes(pickle.dumps(Bomb()))
+
+        with pytest.raises(BadCheckpoint):
+            CheckpointStore(tmp_path / "cache").get(model_named(str(folder)), recipe_named("bf16"))
+
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/other.safetensors", "in/other.safetensors"])
+def test_an_index_names_weights_in_its_folder_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+
+    with pytest.raises(BadCheckpoint, match="does not name files beside it"):
+        tensors(tmp_path)
+
+
+YAML_CODE = "!!python/object/apply:os.mkdir [exploded]"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: read_promises(path, "h200"),
+        lambda path: read_requirements(path, hardware="h200", engine="tensorrt-llm"),
+        lambda path: read_waivers(path, date(2026, 11, 26)),
+        lambda path: runtime_named(str(path), path.parent),
+        read_document,
+    ],
+    ids=["baseline", "gate", "waivers", "runtime", "document"],
+)
+@pytest.mark.parametrize("text", [YAML_CODE, f"schema: {YAML_CODE}", f"{YAML_CODE}: 1", f"python: {YAML_CODE}"])
+def test_yaml_makes_nothing_but_plain_values(
+    text: str, read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "file.yaml"
+    path.write_text(text + "\n")
+
+    with contextlib.suppress(UsageError):  # the top of a document is read without its values
+        read(path)
+
+    assert [found.name for found in tmp_path.iterdir()] == ["file.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("tensorrt-llm/../../../../tmp/x/bf16/tp1/max-throughput-16-8", "a case is written engine/model/recipe"),
+        ("tensorrt-llm/../bf16/tp1/max-throughput-16-8", "'..' is no model"),
+        ("tensorrt-llm/./bf16/tp1/max-throughput-16-8", "'.' is no model"),
+        ("../llama-3.1-8b/bf16/tp1/max-throughput-16-8", "unknown engine '..'"),
+        ("tensorrt-llm/llama-3.1-8b/../tp1/max-throughput-16-8", "unknown recipe '..'"),
+        ("tensorrt-llm/llama-3.1-8b/bf16/tp1/..", "unknown workload '..'"),
+    ],
+)
+def test_names_in_a_baseline_are_no_paths(
+    key: str, problem: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path, tmp_path / "inner"):  # weights lie where the names lead
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_bytes((tiny_checkpoint(tmp_path_factory) / "config.json").read_bytes())
+    monkeypatch.chdir(tmp_path / "inner")
+    path = tmp_path / "llama-3.1-8b.yaml"
+    entry = "output_throughput: {value: 1.0, unit: tok/s, tolerance: 0.1, source: published, reference: a}"
+    path.write_text(f"schema: 1\nreferences: {{a: b}}\npromises:\n  {key}:\n    {entry}\n")
+
+    with pytest.raises(DocumentError, match=re.escape(problem)):
+        read_promises(path, "h200")
+
+
+@pytest.mark.parametrize("ending", ["", "/.", "/../inner", "/../inner/.."])
+def test_a_folder_of_weights_gives_its_last_name_to_files_and_nothing_else(
+    ending: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    for folder in (inner, inner.parent):
+        (folder / "config.json").write_bytes((tiny_checkpoint(tmp_path_factory) / "config.json").read_bytes())
+
+    name = model_named(f"{inner}{ending}").name
+
+    assert name in ("inner", "outer")
+
+
 def test_tensorrt_llm_is_not_told_to_trust_code() -> None:
     assert "trust_remote_code" not in flat(wanted(EngineSpec.of(case()), "/a", Nodes()))
 
@@ -417,5 +525,5 @@ def test_the_page_about_security_names_tests_that_exist() -> None:
         if f"def {test}(" not in (REPOSITORY / "tests" / f"{module}.py").read_text(encoding="utf-8")
     ]
 
-    assert len(named) > 20
+    assert len(named) > 30
     assert missing == []
