@@ -216,11 +216,27 @@ def test_speed(case, number, measure, baseline):
 
 
 def test_evidence_of_an_earlier_run_is_gone_but_for_one_that_goes_on(project: Folder) -> None:
-    run(project)
+    project.write(
+        test_suite="""
+import pytest
+
+CASES = pytest.mark.cases(model="smollm2-135m", layout="tp1", workload="max-throughput-16-8", hardware="cpu", recipe="bf16")
+
+@CASES
+def test_first(case):
+    assert False
+
+@CASES
+def test_second(case): ...
+"""
+    )
+    against = ("--gpu=cpu", f"--against={sys.executable}", "--restarts=3", "--results=out")
+    project.run(*against)
     old = bundle_of(project)
 
-    run(project, "-k", "something_else")
-
+    project.run(*against, "--resume", "-k", "second")
+    assert old.exists()
+    project.run(*against, "-k", "second")
     assert not old.exists()
 
 

@@ -411,7 +411,10 @@ def test_a_session_asks_nothing_of_the_network(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("WANTED_OUT", str(tmp_path / "wanted-out"))
     folder = Folder(tmp_path / "project")
-    folder.write(test_suite=MEASURED.replace("CHECKPOINT", repr(str(tiny_checkpoint(tmp_path_factory)))))
+    asking = "import os; os.environ['HF_HUB_OFFLINE'] = '0'"
+    folder.write(
+        test_suite=MEASURED.replace("CHECKPOINT", repr(str(tiny_checkpoint(tmp_path_factory)))), conftest=asking
+    )
 
     ended = folder.run("--gpu=cpu", "--restarts=1", "--rounds=1", "--results=out")
 
