@@ -502,6 +502,11 @@ def test_a_bundle_is_there_whole_or_not_at_all(
     assert [path.name for path in first.parent.iterdir()] == [first.name]
     assert (first / "difference.md").read_text() == before
 
+    monkeypatch.undo()
+    monkeypatch.setenv("LLAMAPERF_HISTORY", str(made.results / "none.sqlite"))
+    assert made.results / made.write(failed(slow(), outcome="error")) == first
+    assert (first / "difference.md").read_text().startswith("# error: ")
+
 
 @given(nodeid=st.text(), case=st.text(), other=st.text())
 def test_names_of_folders_stay_in_their_folder_and_apart(nodeid: str, case: str, other: str) -> None:
