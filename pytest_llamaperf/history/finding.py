@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import ColumnElement, Row, func, select
 
 from pytest_llamaperf.history.database import Database
 from pytest_llamaperf.history.schema import PARTS, cases, observations, origins, runs
@@ -43,7 +43,7 @@ def found(database: Database, wanted: Mapping[str, Sequence[str]]) -> list[Obser
         .join_from(observations, cases)
         .join(runs)
         .join(origins)
-        .where(*(COLUMNS[part].in_(names) for part, names in wanted.items()))
+        .where(*_are(wanted))
         .order_by(observations.c.id)
     )
     with _uncollected(), database.reading() as connection:
@@ -53,6 +53,24 @@ def found(database: Database, wanted: Mapping[str, Sequence[str]]) -> list[Obser
         )
         shared = {row.id: _origin(row) for row in connection.execute(select(origins))}
         return list(_observations(connection.execute(query).all(), case_names, run_names, shared))
+
+
+def counted_by_case(database: Database, wanted: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """How many of those there are of each case."""
+    query = (
+        select(cases.c.name, func.count())
+        .join_from(observations, cases)
+        .join(runs)
+        .join(origins)
+        .where(*_are(wanted))
+        .group_by(cases.c.name)
+    )
+    with database.reading() as connection:
+        return {name: number for name, number in connection.execute(query)}
+
+
+def _are(wanted: Mapping[str, Sequence[str]]) -> Iterator[ColumnElement[bool]]:
+    return (COLUMNS[part].in_(names) for part, names in wanted.items())
 
 
 @contextlib.contextmanager
