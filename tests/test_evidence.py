@@ -215,6 +215,24 @@ def test_speed(case, number, measure, baseline):
         ended.stdout.fnmatch_lines([f"out/evidence/{bundle.name}: reproduce.sh *"])
 
 
+def test_a_worker_of_xdist_that_dies_leaves_evidence_of_the_test_it_ran(project: Folder) -> None:
+    project.write(
+        test_suite="""
+import os, pytest
+
+@pytest.mark.cases(model="llama-3.1-8b", layout="tp1", workload="max-throughput-128-128", hardware="h200", recipe="bf16")
+def test_speed(case):
+    os._exit(3)
+"""
+    )
+
+    ended = project.run("-p", "xdist", "-n", "1", "--gpu=h200", "--engine=predicted", "--results=out")
+
+    (bundle,) = (project.path / "out" / "evidence").iterdir()
+    ended.stdout.fnmatch_lines([f"evidence: out/evidence/{bundle.name}: reproduce.sh there runs this test again"])
+    assert "test_suite.py::test_speed[h200/" in (bundle / "reproduce.sh").read_text()
+
+
 def test_evidence_of_an_earlier_run_is_gone_but_for_one_that_goes_on(project: Folder) -> None:
     project.write(
         test_suite="""

@@ -70,7 +70,7 @@ def _lines(test: TestRecord, found: Sequence[Compared], notes: Sequence[str]) ->
     yield ""
     yield f"Test {escaped(test.nodeid)}."
     if not found:
-        yield f"\nIt judged nothing: {escaped(test.reason or 'no reason given')}"
+        yield f"\nNothing that it judged says why: {escaped(test.reason or 'no reason given')}"
     for each in found:
         yield f"\n## {escaped(each.outcome)}{': ' + escaped(each.metric) if each.metric else ''}\n\n{escaped(each.message)}\n"
         if each.promise:

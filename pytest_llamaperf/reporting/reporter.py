@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _pytest._code.code import TerminalRepr
 
 from pytest_llamaperf.acceptance import Acceptance
 from pytest_llamaperf.checking import case_of_report, measures_of_report, results_of, waived_by
@@ -234,10 +233,10 @@ class _Files:
         from pytest_llamaperf.recording import commit_of
         from pytest_llamaperf.reporting.rerunning import rerun_of
 
-        earlier = Earlier(folder)  # before this run takes its place
         commit = commit_of(acceptance.settings.baselines)
-        self._evidence = Bundles(folder, self._header, rerun_of(config, acceptance), commit, earlier)
         try:
+            earlier = Earlier(folder)  # before this run takes its place
+            self._evidence = Bundles(folder, self._header, rerun_of(config, acceptance), commit, earlier)
             self._log = RunLog(folder, self._header)
             if not acceptance.settings.resume:
                 self._evidence.clear()
@@ -286,9 +285,9 @@ def _now() -> str:
 def _add_to(report: pytest.TestReport, told: str) -> None:
     """Where a person reads of a failure: in the terminal, in JUnit, and wherever else it is printed."""
     failure = report.longrepr
-    if isinstance(failure, TerminalRepr) and hasattr(failure, "addsection"):
-        failure.addsection("evidence", told)
-    elif isinstance(failure, str):
+    if add_section := getattr(failure, "addsection", None):
+        add_section("evidence", told)
+    else:  # of a worker of pytest-xdist that crashed
         report.longrepr = f"{failure}\nevidence: {told}"
 
 
