@@ -122,7 +122,7 @@ FIELDS: tuple[Field, ...] = (
     *_fields(
         Part.SETTINGS,
         ("checkpoint", Rule.MATCH, "checkpoint", "SHA-256 of what decides its content"),
-        ("dataset", Rule.MATCH, "dataset", "SHA-256 of the requests, or of the documents that were asked", 2),
+        ("dataset", Rule.MATCH, "dataset", "SHA-256 of the requests, or of the documents that were asked"),
         ("env CUDA_VISIBLE_DEVICES", Rule.RECORDED, "env CUDA_VISIBLE_DEVICES", "the GPU boards say which", 2),
         ("env *", Rule.MATCH, "env *", "variables of the engine's environment that decide speed or answers", 2),
         ("*", Rule.MATCH, "*", "every setting of the engine as it is in effect, or of the predictor"),
@@ -132,8 +132,9 @@ FIELDS: tuple[Field, ...] = (
 _BY_NAME = {(field.part, field.name): field for field in FIELDS}
 _MACHINE = [field for field in FIELDS if field.part is Part.MACHINE and field.name != "*"]
 _BOARD = "gpus.board."
-# Their settings came to results of accuracy with format 2.
+# What came with format 2: all settings of results of accuracy, which lm-eval made, and of the torch engine its requests.
 _EVALUATOR = "lm_eval"
+_WITHOUT_REQUESTS = ("torch", "dataset")
 
 
 def field_of(part: Part, name: str) -> Field:
@@ -155,9 +156,10 @@ def format_of(machine: Mapping[str, Any]) -> int:
     return told if isinstance(told, int) else 1
 
 
-def since(name: str, versions: Mapping[str, Any]) -> int:
-    """The first format in which a result with these versions told a setting."""
-    return max(field_of(Part.SETTINGS, name).since, 2 if _EVALUATOR in versions else 1)
+def since(name: str, engine: str, versions: Mapping[str, Any]) -> int:
+    """The first format in which results of an engine, of these versions, told a setting."""
+    later = _EVALUATOR in versions or (engine, name) == _WITHOUT_REQUESTS
+    return max(field_of(Part.SETTINGS, name).since, 2 if later else 1)
 
 
 def told(machine: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class FoundGpu:
     product: str
     memory: int
     uuid: str
-    board: Board = Board()
+    board: Board = field(default_factory=Board)
 
 
 @dataclass(frozen=True)
