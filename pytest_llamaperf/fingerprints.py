@@ -19,7 +19,7 @@ FORMAT = 2
 ENVIRONMENT = "env "
 
 
-class Rule(StrEnum):
+class Meaning(StrEnum):
     """What it means for a comparison that a field differs."""
 
     MATCH = "must match"  # not compared, unless --allow-difference names it
@@ -48,7 +48,7 @@ class Field:
 
     part: Part
     name: str
-    rule: Rule
+    meaning: Meaning
     where: str
     about: str
     since: int = 1
@@ -62,70 +62,83 @@ def _fields(part: Part, *rows: tuple[Any, ...]) -> tuple[Field, ...]:
 FIELDS: tuple[Field, ...] = (
     *_fields(
         Part.RESULT,
-        ("hardware", Rule.MATCH, "case.hardware", "what the case is about"),
-        ("engine", Rule.MATCH, "case.engine", "what answered"),
-        ("source", Rule.MATCH, "source", "measured, predicted or published; allowed to differ, nothing follows"),
-        ("harness", Rule.MATCH, "engine", "who measured, by which definition; allowed to differ, nothing follows"),
-        ("unit", Rule.MATCH, "unit", "cannot be allowed to differ"),
-        ("better", Rule.MATCH, "better", "which direction is better; cannot be allowed to differ"),
+        ("hardware", Meaning.MATCH, "case.hardware", "what the case is about"),
+        ("engine", Meaning.MATCH, "case.engine", "what answered"),
+        ("source", Meaning.MATCH, "source", "measured, predicted or published; allowed to differ, nothing follows"),
+        ("harness", Meaning.MATCH, "engine", "who measured, by which definition; allowed to differ, nothing follows"),
+        ("unit", Meaning.MATCH, "unit", "cannot be allowed to differ"),
+        ("better", Meaning.MATCH, "better", "which direction is better; cannot be allowed to differ"),
     ),
     *_fields(
         Part.MACHINE,
-        ("GPUs", Rule.MATCH, "gpus.product", "how many of which product this run may use"),
-        ("GPU boards", Rule.MATCH, "gpus.uuid", "which ones: boards of a product differ in speed"),
-        ("GPU board part", Rule.MATCH, "gpus.board.part_number", "part number of the board: the form factor", 2),
-        ("GPU brand", Rule.MATCH, "gpus.board.brand", "line of products", 2),
-        ("GPU memory", Rule.MATCH, "gpus.memory", "in all", 2, "B"),
-        ("GPU power limit", Rule.MATCH, "gpus.board.power_limit", "the limit in force", 2, "W"),
+        ("GPUs", Meaning.MATCH, "gpus.product", "how many of which product this run may use"),
+        ("GPU boards", Meaning.MATCH, "gpus.uuid", "which ones: boards of a product differ in speed"),
+        ("GPU board part", Meaning.MATCH, "gpus.board.part_number", "part number of the board: the form factor", 2),
+        ("GPU brand", Meaning.MATCH, "gpus.board.brand", "line of products", 2),
+        ("GPU memory", Meaning.MATCH, "gpus.memory", "in all", 2, "B"),
+        ("GPU power limit", Meaning.MATCH, "gpus.board.power_limit", "the limit in force", 2, "W"),
         (
             "GPU default power limit",
-            Rule.MATCH,
+            Meaning.MATCH,
             "gpus.board.power_limit_default",
             "that of the board as it is sold",
             2,
             "W",
         ),
-        ("GPU clock asked", Rule.MATCH, "gpus.board.clock_asked", "application clock of the processors", 2, "Hz"),
-        ("GPU memory clock asked", Rule.MATCH, "gpus.board.memory_clock_asked", "application clock of memory", 2, "Hz"),
-        ("GPU clock at most", Rule.MATCH, "gpus.board.clock_most", "of the processors", 2, "Hz"),
-        ("GPU memory clock at most", Rule.MATCH, "gpus.board.memory_clock_most", "of memory", 2, "Hz"),
-        ("GPU ECC", Rule.MATCH, "gpus.board.ecc", "whether errors of memory are corrected", 2),
-        ("GPU MIG", Rule.MATCH, "gpus.board.mig", "whether the GPU is divided", 2),
-        ("GPU persistence", Rule.TOLD, "gpus.board.persistence", "whether the driver stays loaded without work", 2),
-        ("GPU NVLinks", Rule.MATCH, "gpus.board.nvlinks", "links that are up", 2),
-        ("GPU NVLink ends", Rule.MATCH, "gpus.board.nvlink_ends", "what they lead to: switches (NVSwitch), or GPUs", 2),
-        ("GPU fabric", Rule.MATCH, "gpus.board.fabric", "whether the GPU has joined the fabric of its switches", 2),
-        ("GPU connections", Rule.MATCH, "topology", "between each two: NVLink, or the way over PCIe", 2),
-        ("driver", Rule.MATCH, "driver", "version of NVIDIA's driver"),
-        ("CUDA of the driver", Rule.TOLD, "cuda", "newest CUDA it runs; a container may bring a newer one", 2),
-        ("processor", Rule.MATCH, "processor", "product name"),
-        ("cores", Rule.MATCH, "cores", "that this run may use"),
-        ("kernel", Rule.TOLD, "kernel", "release of Linux", 2),
-        ("container", Rule.TOLD, "container", "its kind, and its image where LLAMAPERF_IMAGE names it", 2),
-        ("problem", Rule.RECORDED, "problem", "why the driver could not be asked, or which GPU is lost"),
-        ("format", Rule.RECORDED, "format", "how much is told: see below", 2),
-        ("*", Rule.MATCH, "*", "whatever other tools tell of their machine"),
+        ("GPU clock asked", Meaning.MATCH, "gpus.board.clock_asked", "application clock of the processors", 2, "Hz"),
+        (
+            "GPU memory clock asked",
+            Meaning.MATCH,
+            "gpus.board.memory_clock_asked",
+            "application clock of memory",
+            2,
+            "Hz",
+        ),
+        ("GPU clock at most", Meaning.MATCH, "gpus.board.clock_most", "of the processors", 2, "Hz"),
+        ("GPU memory clock at most", Meaning.MATCH, "gpus.board.memory_clock_most", "of memory", 2, "Hz"),
+        ("GPU ECC", Meaning.MATCH, "gpus.board.ecc", "whether errors of memory are corrected", 2),
+        ("GPU MIG", Meaning.MATCH, "gpus.board.mig", "whether the GPU is divided", 2),
+        ("GPU persistence", Meaning.TOLD, "gpus.board.persistence", "whether the driver stays loaded without work", 2),
+        ("GPU NVLinks", Meaning.MATCH, "gpus.board.nvlinks", "links that are up", 2),
+        (
+            "GPU NVLink ends",
+            Meaning.MATCH,
+            "gpus.board.nvlink_ends",
+            "what they lead to: switches (NVSwitch), or GPUs",
+            2,
+        ),
+        ("GPU fabric", Meaning.MATCH, "gpus.board.fabric", "whether the GPU has joined the fabric of its switches", 2),
+        ("GPU connections", Meaning.MATCH, "topology", "between each two: NVLink, or the way over PCIe", 2),
+        ("driver", Meaning.MATCH, "driver", "version of NVIDIA's driver"),
+        ("CUDA of the driver", Meaning.TOLD, "cuda", "newest CUDA it runs; a container may bring a newer one", 2),
+        ("processor", Meaning.MATCH, "processor", "product name"),
+        ("cores", Meaning.MATCH, "cores", "that this run may use"),
+        ("kernel", Meaning.TOLD, "kernel", "release of Linux", 2),
+        ("container", Meaning.TOLD, "container", "its kind, and its image where LLAMAPERF_IMAGE names it", 2),
+        ("problem", Meaning.RECORDED, "problem", "why the driver could not be asked, or which GPU is lost"),
+        ("format", Meaning.RECORDED, "format", "how much is told: see below", 2),
+        ("*", Meaning.MATCH, "*", "whatever other tools tell of their machine"),
     ),
     *_fields(
         Part.VERSIONS,
-        ("tensorrt_llm", Rule.TOLD, "tensorrt_llm", "what comparisons are about"),
-        ("tensorrt-llm (operator tables)", Rule.TOLD, "tensorrt-llm (operator tables)", "the same, of predictions"),
-        ("aiconfigurator-core", Rule.MATCH, "aiconfigurator-core", "makes the numbers of predictions"),
-        ("lm_eval", Rule.MATCH, "lm_eval", "asks the questions of accuracy tasks"),
+        ("tensorrt_llm", Meaning.TOLD, "tensorrt_llm", "what comparisons are about"),
+        ("tensorrt-llm (operator tables)", Meaning.TOLD, "tensorrt-llm (operator tables)", "the same, of predictions"),
+        ("aiconfigurator-core", Meaning.MATCH, "aiconfigurator-core", "makes the numbers of predictions"),
+        ("lm_eval", Meaning.MATCH, "lm_eval", "asks the questions of accuracy tasks"),
         (
             "*",
-            Rule.TOLD,
+            Meaning.TOLD,
             "*",
             "torch, cuda, cublas, cudnn, nccl, nvidia-modelopt, transformers: they come with a build",
         ),
     ),
     *_fields(
         Part.SETTINGS,
-        ("checkpoint", Rule.MATCH, "checkpoint", "SHA-256 of what decides its content"),
-        ("dataset", Rule.MATCH, "dataset", "SHA-256 of the requests, or of the documents that were asked"),
-        ("env CUDA_VISIBLE_DEVICES", Rule.RECORDED, "env CUDA_VISIBLE_DEVICES", "the GPU boards say which", 2),
-        ("env *", Rule.MATCH, "env *", "variables of the engine's environment that decide speed or answers", 2),
-        ("*", Rule.MATCH, "*", "every setting of the engine as it is in effect, or of the predictor"),
+        ("checkpoint", Meaning.MATCH, "checkpoint", "SHA-256 of what decides its content"),
+        ("dataset", Meaning.MATCH, "dataset", "SHA-256 of the requests, or of the documents that were asked"),
+        ("env CUDA_VISIBLE_DEVICES", Meaning.RECORDED, "env CUDA_VISIBLE_DEVICES", "the GPU boards say which", 2),
+        ("env *", Meaning.MATCH, "env *", "variables of the engine's environment that decide speed or answers", 2),
+        ("*", Meaning.MATCH, "*", "every setting of the engine as it is in effect, or of the predictor"),
     ),
 )
 
@@ -145,9 +158,11 @@ def field_of(part: Part, name: str) -> Field:
     return found or _BY_NAME[part, "*"]
 
 
-def named(part: Part, rule: Rule) -> tuple[str, ...]:
-    """Names in the table that have a rule of their own."""
-    return tuple(field.name for field in FIELDS if field.part is part and field.rule is rule and "*" not in field.name)
+def named(part: Part, meaning: Meaning) -> tuple[str, ...]:
+    """Names in the table that mean this."""
+    return tuple(
+        field.name for field in FIELDS if field.part is part and field.meaning is meaning and "*" not in field.name
+    )
 
 
 def format_of(machine: Mapping[str, Any]) -> int:
@@ -187,7 +202,9 @@ def told(machine: Mapping[str, Any]) -> dict[str, Any]:
 
 def matching(machine: Mapping[str, Any]) -> dict[str, Any]:
     """What of a machine must be the same where it is measured on again."""
-    return {name: value for name, value in told(machine).items() if field_of(Part.MACHINE, name).rule is Rule.MATCH}
+    return {
+        name: value for name, value in told(machine).items() if field_of(Part.MACHINE, name).meaning is Meaning.MATCH
+    }
 
 
 def kind_of(machine: Mapping[str, Any]) -> str:

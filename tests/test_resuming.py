@@ -136,7 +136,9 @@ def test_a_build_that_became_another_meanwhile_is_an_error(folder: Folder) -> No
     write(folder, setting=16)
     result = compare(folder, "--resume", "-rs")
 
-    result.stdout.fnmatch_lines(["*a fresh restart failed: *versions or settings are not those of its first restarts*"])
+    result.stdout.fnmatch_lines(
+        ["*a fresh restart failed: *this restart is not of what its first ones were: batch is 16 and was 8*"]
+    )
     assert "regression" not in {outcome for outcome, _ in judged(folder).values()}
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pytest_llamaperf import fingerprints
-from pytest_llamaperf.fingerprints import Part, Rule, field_of, format_of
+from pytest_llamaperf.fingerprints import Meaning, Part, field_of, format_of
 from pytest_llamaperf.measurements import Source
 from pytest_llamaperf.observations import RUNTIME, Observation
 
 T = TypeVar("T")
 
 # Packages that make the numbers, or ask the questions, rather than being under test.
-INSTRUMENTS = fingerprints.named(Part.VERSIONS, Rule.MATCH)
+INSTRUMENTS = fingerprints.named(Part.VERSIONS, Meaning.MATCH)
 
 # May be allowed to differ, but then nothing is concluded: a change may be all theirs.
 KINDS = ("source", "harness")
@@ -99,7 +99,7 @@ def _of_settings(before: Observation, after: Observation) -> Iterator[tuple[Diff
         taken |= _told(before.machine).keys() | _told(after.machine).keys()
     for name in before.settings.keys() | after.settings.keys():
         ours, theirs = before.settings.get(name), after.settings.get(name)
-        if ours != theirs and field_of(Part.SETTINGS, name).rule is Rule.MATCH:
+        if ours != theirs and field_of(Part.SETTINGS, name).meaning is Meaning.MATCH:
             difference = Difference(f"setting {name}" if name in taken else name, ours, theirs)
             silent = before if ours is None else after if theirs is None else None
             yield difference, silent is not None and _is_new(name, silent)
@@ -151,16 +151,16 @@ def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> _Machines:
     if before == after:
         return _Machines((), (), ())
     ours, theirs = _told(before), _told(after)
-    by_rule: dict[Rule, list[Difference]] = {rule: [] for rule in Rule}
+    by_meaning: dict[Meaning, list[Difference]] = {meaning: [] for meaning in Meaning}
     new: list[Difference] = []
     for each in _unequal({name: (ours.get(name), theirs.get(name)) for name in sorted(ours.keys() | theirs.keys())}):
         field = field_of(Part.MACHINE, each.field)
         silent = before if each.before is None else after if each.after is None else None
         if silent is not None and field.since > format_of(silent):
-            new += [each] if field.rule is Rule.MATCH else []
+            new += [each] if field.meaning is Meaning.MATCH else []
         else:
-            by_rule[field.rule].append(each)
-    return _Machines(tuple(by_rule[Rule.MATCH]), tuple(by_rule[Rule.TOLD]), tuple(new))
+            by_meaning[field.meaning].append(each)
+    return _Machines(tuple(by_meaning[Meaning.MATCH]), tuple(by_meaning[Meaning.TOLD]), tuple(new))
 
 
 _of_machines = _Kept(_compared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -105,7 +106,14 @@ def _origin(row: Row[Any]) -> _Origin:
         row.source,
         row.harness,
         row.version,
-        json.loads(row.versions),
+        _shared(row.versions),
         json.loads(row.settings),
-        json.loads(row.machine),
+        _shared(row.machine),
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _shared(text: str) -> Mapping[str, Any]:
+    """Of one text the same mapping, which comparing then looks at once."""
+    found: Mapping[str, Any] = json.loads(text)
+    return found
