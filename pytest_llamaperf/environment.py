@@ -49,7 +49,7 @@ _SECRET_VALUE = re.compile(
     | -----BEGIN
     | \b (password | passwd | secret | token | api[-_]?key) \s* [=:]
     | \b Bearer \s
-    | (?<![\w+/=-]) (?= [\w+/=-]*\d) (?= [\w+/=-]*[A-Za-z]) [\w+=-]{32,} (?![\w+/=-])              # long, and no path
+    | (?<![\w+/=.-]) (?= [\w+/=]*\d) (?= [\w+/=]*[A-Za-z]) [\w+=] [\w+/=]{31,} (?![\w+/=.-])      # long, no path, no UUID
     """,
     re.VERBOSE | re.IGNORECASE,
 )
