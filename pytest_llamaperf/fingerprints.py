@@ -65,7 +65,12 @@ FIELDS: tuple[Field, ...] = (
         ("hardware", Meaning.MATCH, "case.hardware", "what the case is about"),
         ("engine", Meaning.MATCH, "case.engine", "what answered"),
         ("source", Meaning.MATCH, "source", "measured, predicted or published; allowed to differ, nothing follows"),
-        ("harness", Meaning.MATCH, "engine", "who measured, by which definition; allowed to differ, nothing follows"),
+        (
+            "harness",
+            Meaning.MATCH,
+            "run.engine",
+            "who measured, by which definition; allowed to differ, nothing follows",
+        ),
         ("unit", Meaning.MATCH, "unit", "cannot be allowed to differ"),
         ("better", Meaning.MATCH, "better", "which direction is better; cannot be allowed to differ"),
     ),
