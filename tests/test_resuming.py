@@ -112,6 +112,23 @@ def test_another_build_does_not_go_on_with_what_was_measured_of_this_one(folder:
     result.stdout.fnmatch_lines(["ERROR: out/against.jsonl: is of another comparison: installed was *'8.0'*; *"])
 
 
+def test_a_comparison_does_not_go_on_on_another_machine(folder: Folder) -> None:
+    write(folder, killed=8)
+    compare(folder)
+    path = folder.path / "out" / "against.jsonl"
+    header, *lines = path.read_text().splitlines()
+    before = json.loads(header)
+    before["about"] |= {"processor": "a processor", "GPU power limit": "500 W"}
+    path.write_text("\n".join([json.dumps(before), *lines, ""]))
+
+    result = compare(folder, "--resume")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(
+        ["*is of another comparison: GPU power limit was '500 W' and is None; processor was 'a processor' and is *"]
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

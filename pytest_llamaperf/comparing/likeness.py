@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pytest_llamaperf import fingerprints
-from pytest_llamaperf.fingerprints import Meaning, Part, field_of, format_of
+from pytest_llamaperf.fingerprints import FORMAT, Meaning, Part, field_of, format_of
 from pytest_llamaperf.measurements import Source
 from pytest_llamaperf.observations import RUNTIME, Observation
 
@@ -21,6 +21,10 @@ KINDS = ("source", "harness")
 
 # Without these there is no change to speak of.
 NEVER = ("unit", "better")
+
+# Names that settings may not have for themselves, and versions that are told in another place.
+_OTHERS = frozenset({"hardware", "engine", *KINDS, *NEVER, *INSTRUMENTS})
+_NOT_TOLD_OF = frozenset({*RUNTIME, *INSTRUMENTS})
 
 # What is told where one side is of a time in which less was recorded.
 NOT_TOLD = "fields not told"
@@ -59,16 +63,15 @@ def other_versions(before: Observation, after: Observation) -> Iterator[Differen
     And, in one, which fields that must match are told by one side alone, because the other is of a time before them.
     """
     if before.versions != after.versions:
-        for name in sorted(before.versions.keys() | after.versions.keys()):
-            ours, theirs = before.versions.get(name), after.versions.get(name)
-            if ours != theirs and name not in (*RUNTIME, *INSTRUMENTS):
-                yield Difference(name, ours, theirs)
+        for name in sorted(_unequal_names(before.versions, after.versions)):
+            if name not in _NOT_TOLD_OF:
+                yield Difference(name, before.versions.get(name), after.versions.get(name))
     if before.source != after.source or before.source != Source.MEASURED:
         return
     machines = _of_machines(before.machine, after.machine)
     yield from machines.told
     new = list(machines.new)
-    if before.settings != after.settings:
+    if before.settings != after.settings and min(map(format_of, (before.machine, after.machine))) < FORMAT:
         new += (each for each, is_new in _of_settings(before, after) if is_new)
     if new:
         yield Difference(
@@ -94,15 +97,19 @@ def _of_results(before: Observation, after: Observation) -> Iterator[Difference]
 
 def _of_settings(before: Observation, after: Observation) -> Iterator[tuple[Difference, bool]]:
     """Each that must match, and whether the one side that does not say it could not have."""
-    taken = {"hardware", "engine", *KINDS, *NEVER, *INSTRUMENTS}
-    if before.source == Source.MEASURED:
-        taken |= _told(before.machine).keys() | _told(after.machine).keys()
-    for name in before.settings.keys() | after.settings.keys():
-        ours, theirs = before.settings.get(name), after.settings.get(name)
-        if ours != theirs and field_of(Part.SETTINGS, name).meaning is Meaning.MATCH:
-            difference = Difference(f"setting {name}" if name in taken else name, ours, theirs)
+    for name in sorted(_unequal_names(before.settings, after.settings)):
+        if field_of(Part.SETTINGS, name).meaning is Meaning.MATCH:
+            ours, theirs = before.settings.get(name), after.settings.get(name)
             silent = before if ours is None else after if theirs is None else None
-            yield difference, silent is not None and _is_new(name, silent)
+            told = f"setting {name}" if _is_taken(name, before, after) else name
+            yield Difference(told, ours, theirs), silent is not None and _is_new(name, silent)
+
+
+def _is_taken(setting: str, before: Observation, after: Observation) -> bool:
+    """Whether something else has this name."""
+    if setting in _OTHERS:
+        return True
+    return before.source == Source.MEASURED and any(setting in _told(each.machine) for each in (before, after))
 
 
 def _is_new(setting: str, silent: Observation) -> bool:
@@ -168,3 +175,7 @@ _of_machines = _Kept(_compared)
 
 def _unequal(values: Mapping[str, tuple[Any, Any]]) -> Iterator[Difference]:
     return (Difference(name, ours, theirs) for name, (ours, theirs) in values.items() if ours != theirs)
+
+
+def _unequal_names(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
