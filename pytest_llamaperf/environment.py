@@ -36,7 +36,7 @@ NAMES = frozenset(
 PREFIXES = ("NCCL_", "TRTLLM_", "TRT_LLM_", "TLLM_", "UCX_")
 
 # What a launcher makes up anew for every process: addresses, and the key of a channel.
-NOT_THESE = ("TLLM_SPAWN_",)
+MADE_UP = ("TLLM_SPAWN_",)
 
 # In the place of a value that may be a credential.
 WITHHELD = "(withheld: it looks like a credential)"
@@ -58,7 +58,7 @@ _SECRET_VALUE = re.compile(
 def kept(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables as settings of a fingerprint, `env NCCL_ALGO`; one whose name says that it is a credential is left out."""
     return {
-        f"{ENVIRONMENT}{name}": WITHHELD if looks_secret(value) else value
+        f"{ENVIRONMENT}{name}": WITHHELD if looks_secret(value) else _printable(value)
         for name, value in sorted(environment.items())
         if _is_kept(name)
     }
@@ -82,12 +82,17 @@ def looks_secret(value: str) -> bool:
     return _SECRET_VALUE.search(value) is not None
 
 
+def _printable(value: str) -> str:
+    """Files and databases take no bytes that are no UTF-8, of which an environment may have some."""
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _digest(name: str, value: str) -> str:
     digest = hashlib.pbkdf2_hmac("sha256", value.encode("utf-8", "surrogateescape"), name.encode(), 200_000)
     return digest.hex()[:16]
 
 
 def _is_kept(name: str) -> bool:
-    if _SECRET_NAME.search(name) or name.startswith(NOT_THESE):
+    if _SECRET_NAME.search(name) or name.startswith(MADE_UP):
         return False
     return name in NAMES or name.startswith(PREFIXES)

@@ -99,6 +99,22 @@ def test_links_that_are_down_are_not_counted(monkeypatch: pytest.MonkeyPatch) ->
     assert find_machine().gpus[0].board.nvlinks == 12
 
 
+def test_what_a_link_that_is_down_leads_to_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(monkeypatch, H200)
+    driver.answers["links"][0] = 12
+    ends = (pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH, pynvml.NVML_NVLINK_DEVICE_TYPE_GPU)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetNvLinkRemoteDeviceType", lambda handle, link: ends[link >= 12])
+
+    assert find_machine().gpus[0].board.nvlink_ends == "switches"
+
+
+def test_a_mode_is_that_of_now_and_not_of_the_next_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(monkeypatch, H200)
+    driver.answers["nvmlDeviceGetEccMode"][0] = [1, 0]
+
+    assert find_machine().gpus[0].board.ecc is True
+
+
 def test_each_two_gpus_say_how_they_are_connected(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver(monkeypatch, H100_PCIE, H100_PCIE, H100_PCIE)
     driver.answers["p2p"] = {0: pynvml.NVML_P2P_STATUS_OK, 1: pynvml.NVML_P2P_STATUS_NOT_SUPPORTED}

@@ -74,6 +74,10 @@ def test_a_uuid_of_a_gpu_is_no_credential() -> None:
     assert kept({"CUDA_VISIBLE_DEVICES": uuids}) == {"env CUDA_VISIBLE_DEVICES": uuids}
 
 
+def test_bytes_that_are_no_text_are_escaped() -> None:
+    assert kept({"NCCL_ALGO": b"Ring\xff".decode("utf-8", "surrogateescape")}) == {"env NCCL_ALGO": "Ring\\udcff"}
+
+
 @given(st.dictionaries(st.text(min_size=1), st.text()), st.sampled_from(sorted(NAMES)))
 def test_only_the_list_is_kept_whatever_there_is(environment: dict[str, str], listed: str) -> None:
     for setting, value in kept({**environment, listed: "1"}).items():

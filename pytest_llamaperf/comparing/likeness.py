@@ -22,9 +22,9 @@ KINDS = ("source", "harness")
 # Without these there is no change to speak of.
 NEVER = ("unit", "better")
 
-# Names that settings may not have for themselves, and versions that are told in another place.
-_OTHERS = frozenset({"hardware", "engine", *KINDS, *NEVER, *INSTRUMENTS})
-_NOT_TOLD_OF = frozenset({*RUNTIME, *INSTRUMENTS})
+# Names that settings may not have for themselves; versions that are told, or refused, in another place.
+_TAKEN = frozenset({"hardware", "engine", *KINDS, *NEVER, *INSTRUMENTS})
+_ELSEWHERE = frozenset({*RUNTIME, *INSTRUMENTS})
 
 # What is told where one side is of a time in which less was recorded.
 NOT_TOLD = "fields not told"
@@ -64,7 +64,7 @@ def other_versions(before: Observation, after: Observation) -> Iterator[Differen
     """
     if before.versions != after.versions:
         for name in sorted(_unequal_names(before.versions, after.versions)):
-            if name not in _NOT_TOLD_OF:
+            if name not in _ELSEWHERE:
                 yield Difference(name, before.versions.get(name), after.versions.get(name))
     if before.source != after.source or before.source != Source.MEASURED:
         return
@@ -107,7 +107,7 @@ def _of_settings(before: Observation, after: Observation) -> Iterator[tuple[Diff
 
 def _is_taken(setting: str, before: Observation, after: Observation) -> bool:
     """Whether something else has this name."""
-    if setting in _OTHERS:
+    if setting in _TAKEN:
         return True
     return before.source == Source.MEASURED and any(setting in _told(each.machine) for each in (before, after))
 
