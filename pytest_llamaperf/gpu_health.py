@@ -76,6 +76,12 @@ class GpuReadings:
     used: Spread | None
     reasons: Mapping[str, int]
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> GpuReadings:
+        """Raises TypeError for what is none."""
+        spreads = {name: Spread(**data[name]) for name in _SPREADS if data.get(name)}
+        return cls(**{**data, **spreads})
+
 
 @dataclass(frozen=True)
 class Health:
@@ -103,10 +109,7 @@ class Health:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Health:
         """Raises KeyError or TypeError for what is none."""
-        readings = tuple(
-            GpuReadings(**{name: Spread(**value) if name in _SPREADS and value else value for name, value in gpu.items()})
-            for gpu in data["gpus"]
-        )
+        readings = tuple(GpuReadings.from_dict(each) for each in data["gpus"])
         return cls(**{**data, "gpus": readings})
 
 

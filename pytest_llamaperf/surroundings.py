@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from pytest_llamaperf.engines import Surroundings
+from pytest_llamaperf.engines import TEMPORARY, Surroundings
+from pytest_llamaperf.leftovers import OwnedFolder
 from pytest_llamaperf.reporting.progress import ProgressBar
 from pytest_llamaperf.settings import Settings
 
@@ -21,7 +22,7 @@ def surroundings_of(config: pytest.Config, settings: Settings) -> Surroundings:
     if settings.results is not None:
         logs = settings.results / "engines"
     else:
-        logs = Path(tempfile.gettempdir()) / f"llamaperf-engines-{os.getpid()}-{id(config):x}"
+        logs = Path(tempfile.gettempdir()) / f"{TEMPORARY}s-{os.getpid()}-{id(config):x}"
         temporary = _TemporaryLogs(logs)
         config.pluginmanager.register(temporary, "llamaperf-logs")
         config.add_cleanup(temporary.remove)
@@ -34,10 +35,22 @@ class _TemporaryLogs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._mentioned = False
+        self._owned: OwnedFolder | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self) -> None:
+        """Owned before anything is in it. Where that cannot be, the first engine says what is wrong with the place."""
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(mode=0o700)
+            self._owned = OwnedFolder(self._folder)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._mentioned = self._mentioned or (report.failed and self._folder.name in report.longreprtext)
 
     def remove(self) -> None:
-        if not self._mentioned:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._owned is None:
+            return
+        if self._mentioned:
+            self._owned.keep()
+        else:
+            self._owned.remove()

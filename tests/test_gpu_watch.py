@@ -9,7 +9,6 @@ import pytest
 from builders import case
 from nvml_driver import H100, H200, Driver
 
-from pytest_llamaperf import gpu_watch
 from pytest_llamaperf.cases import Workload
 from pytest_llamaperf.engines import Run
 from pytest_llamaperf.gpu_watch import GpuWatch, occupied

@@ -83,7 +83,9 @@ def _advice(problem: Exception, mhz: int) -> str:
 
     value = getattr(problem, "value", None)
     if value == pynvml.NVML_ERROR_NO_PERMISSION:
-        return "this needs root, or leave the option out and have an administrator lock them: nvidia-smi -lgc " + str(mhz)
+        return "this needs root, or leave the option out and have an administrator lock them: nvidia-smi -lgc " + str(
+            mhz
+        )
     if value == pynvml.NVML_ERROR_INVALID_ARGUMENT:
         return "nvidia-smi -q -d SUPPORTED_CLOCKS lists the clocks that this GPU takes"
     return "leave the option out, and the clocks are seen all the same"

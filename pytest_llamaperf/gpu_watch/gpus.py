@@ -8,8 +8,8 @@ from pathlib import Path
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.gpu_health import Health, Sample, readings
 from pytest_llamaperf.gpu_watch import memory, watching
-from pytest_llamaperf.gpu_watch.looking import is_lost
 from pytest_llamaperf.gpu_watch.keeping import TraceFile
+from pytest_llamaperf.gpu_watch.looking import is_lost
 from pytest_llamaperf.gpu_watch.strangers import Strangers
 from pytest_llamaperf.gpu_watch.watching import GpuWatch, Watched
 from pytest_llamaperf.hardware import find_machine
@@ -35,7 +35,7 @@ class WatchedGpus:
         lock_clocks: int | None = None,
         nodes: int = 1,
     ) -> None:
-        self.hardware, self._uuids, self._results = hardware, uuids, results
+        self.hardware, self.uuids, self._results = hardware, uuids, results
         self.lock_clocks, self._nodes = lock_clocks, nodes
         self._traces: dict[Case, TraceFile] = {}
         self._before: Mapping[int, memory.Holding] | None = None
@@ -76,7 +76,7 @@ class WatchedGpus:
         """While an engine runs a case, that was `loaded` before or loads now."""
         return GpuWatch(
             self.hardware,
-            expected=self._uuids,
+            expected=self.uuids,
             loaded=-(-case.layout.gpus // self._nodes),
             strangers=self._strangers,
             late=loaded,

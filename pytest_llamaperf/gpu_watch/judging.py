@@ -61,8 +61,10 @@ def blindness(samples: Sequence[Sample], ended: float, loaded: int) -> str | Non
             return f"GPU {gpu} is said to have a clock of 0 MHz at every look"
     empty = [gpu for gpu, looks in by_gpu.items() if not any(look.used for look in looks)]
     if len(by_gpu) - len(empty) < loaded:
-        return f"GPU {empty[0]} is said to hold 0 bytes at every look, and an engine is loaded" if empty else (
-            f"{len(by_gpu)} GPUs were seen, and the engine is loaded on {loaded}"
+        return (
+            f"GPU {empty[0]} is said to hold 0 bytes at every look, and an engine is loaded"
+            if empty
+            else (f"{len(by_gpu)} GPUs were seen, and the engine is loaded on {loaded}")
         )
     return None
 

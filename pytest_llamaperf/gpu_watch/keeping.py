@@ -28,7 +28,8 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Sample) if field.name
 
 def trace_name(case: Case) -> str:
     """Where the samples of a case are kept, within the folder of results."""
-    return f"{FOLDER}/{re.sub(r'[^-.@=\w]+', '_', str(case))}.jsonl"
+    name = re.sub(r"[^-.@=\w]+", "_", str(case))
+    return f"{FOLDER}/{name}.jsonl"
 
 
 class TraceFile:

@@ -49,7 +49,7 @@ def is_lost(problem: Exception) -> bool:
     """Whether the driver says that a GPU fell off its bus."""
     import pynvml
 
-    return getattr(problem, "value", None) == pynvml.NVML_ERROR_GPU_IS_LOST
+    return isinstance(problem, pynvml.NVMLError) and bool(problem.value == pynvml.NVML_ERROR_GPU_IS_LOST)
 
 
 def _if_told(ask: Callable[[], Any]) -> Any:

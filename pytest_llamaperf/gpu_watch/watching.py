@@ -102,10 +102,10 @@ class GpuWatch:
                     self._look(found)
                     if self._over.wait(INTERVAL):
                         return
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001  told as blindness, which a gate does not take
+            self.blind = str(problem) or type(problem).__name__
             if is_lost(problem):
                 self._lost.setdefault(find_machine().problem or str(problem))
-            self.blind = str(problem) or type(problem).__name__
 
     def _meet(self, found: Mapping[int, Any]) -> None:
         import pynvml
