@@ -90,7 +90,7 @@ class Health:
     blind         why nobody can tell, None where somebody looked; a gate takes no result that was measured blind
     looks         at each of the GPUs
     lock_clocks   MHz that SM clocks were locked at, None where they were left alone
-    trace         the file of all samples, within the folder of results
+    trace         the file of all samples, within the folder of results; `trace_problem` is why it is not complete
     """
 
     blind: str | None
@@ -98,6 +98,7 @@ class Health:
     gpus: tuple[GpuReadings, ...] = ()
     lock_clocks: int | None = None
     trace: str | None = None
+    trace_problem: str | None = None
 
     def beside(self, other: Health | None) -> Health:
         """Of a value made of two measurements: whether either was blind. The rest stands with each."""

@@ -200,8 +200,11 @@ def _told(health: Health | None) -> list[str]:
     """What people should know of it who do not look for it."""
     if health is None:
         return []
-    notes = [f"the GPUs were not watched: {health.blind}"] if health.blind else []
-    return [*notes, f"SM clocks were locked at {health.lock_clocks:,} MHz"] if health.lock_clocks else notes
+    return [
+        *([f"the GPUs were not watched: {health.blind}"] if health.blind else []),
+        *([f"SM clocks were locked at {health.lock_clocks:,} MHz"] if health.lock_clocks else []),
+        *([health.trace_problem] if health.trace_problem else []),
+    ]
 
 
 def _check_complete(case: Case, workload: Workload, run: Run) -> None:

@@ -128,4 +128,3 @@ def recorded(path: Path) -> Iterator[Sequence[Mapping[str, Any]]]:
     for line in lines:
         if "samples" in line:
             yield [dict(zip(header["columns"], row, strict=True)) for row in line["samples"]]
-

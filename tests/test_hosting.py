@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -206,7 +207,7 @@ def test_a_driver_gets_the_environment_it_is_given(start: StartHost, write_drive
     given, path, owner = host.call("load", {"names": ["GIVEN", "PATH", "LLAMAPERF_OWNER"]}, Phase.LOAD)
 
     assert (given, path) == ("this", os.environ["PATH"])
-    assert len(owner) == 32
+    assert re.fullmatch("[0-9a-f]{32}-[0-9a-f]{32}", owner)
 
 
 def test_large_commands_and_answers_are_quick(start: StartHost, write_driver: WriteDriver) -> None:

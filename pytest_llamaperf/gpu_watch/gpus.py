@@ -92,12 +92,9 @@ class WatchedGpus:
         told = readings(samples, uuids)
         trace = self._trace(case)
         looks = min((sum(sample.gpu == one.gpu for sample in samples) for one in told), default=0)
-        return Health(blind, looks, told, self.lock_clocks, trace.name if trace else None)
-
-    def trace_problem(self, case: Case) -> str | None:
-        """Why the file of samples is not complete, if it is not."""
-        trace = self._trace(case)
-        return trace.problem if trace else None
+        if trace is None:
+            return Health(blind, looks, told, self.lock_clocks)
+        return Health(blind, looks, told, self.lock_clocks, trace.name, trace.problem)
 
     def _trace(self, case: Case) -> TraceFile | None:
         if self._results is None:

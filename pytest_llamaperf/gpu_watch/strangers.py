@@ -49,7 +49,7 @@ class Strangers:
         if self._exact:
             # One that ended since the driver named it is gone, whose ever it was.
             return told(pid) if psutil.pid_exists(pid) else None
-        return f"process {pid}, as the driver counts" if late or pid in self._before else None
+        return f"process {pid}, as the driver counts," if late or pid in self._before else None
 
 
 def told(pid: int) -> str:
