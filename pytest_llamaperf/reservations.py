@@ -4,8 +4,7 @@ A session that measures has a file for each of them, locked by the operating sys
 it ends, its lock ends with it. Who comes looks at the files of others under a lock of the folder, which takes no time.
 A file that nobody locks is of a session that was killed, and is removed.
 
-Sessions that belong together do not shut each other out: workers of one session of pytest-xdist, and a session that a test
-of another one runs. See docs/decisions/0022-fit-gpus.md.
+A session that a test of another one runs is part of that, and not shut out. See docs/decisions/0022-fit-gpus.md.
 """
 
 from __future__ import annotations
@@ -40,23 +39,20 @@ class Taken(Exception):
 
 @dataclass(frozen=True)
 class Holder:
-    """A session that measures. `namespace` is that of its process number, `group` the run of pytest-xdist, if any."""
+    """A session that measures. `namespace` is that of its process number."""
 
     pid: int
     namespace: str
-    group: str | None
     since: str
     command: str
 
     @classmethod
     def this(cls) -> Holder:
         since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return cls(os.getpid(), _namespace(), os.environ.get("PYTEST_XDIST_TESTRUNUID"), since, _command())
+        return cls(os.getpid(), _namespace(), since, _command())
 
     def belongs_to(self, other: Holder, ancestors: Sequence[int]) -> bool:
         """Whether this session, whose ancestors those are, is part of the other one."""
-        if self.group is not None and self.group == other.group:
-            return True
         return self.namespace == other.namespace and other.pid in (self.pid, *ancestors)
 
     def __str__(self) -> str:

@@ -725,7 +725,7 @@ def test_processes_that_cannot_be_ended_are_an_error(
         with pytest.raises(EngineFailure, match=f"could not be ended: process {child}\n") as failed:
             host.close()
 
-    assert (failed.value.kind, failed.value.phase) == ("hang", Phase.CLOSE)
+    assert (failed.value.kind, failed.value.phase) == ("leak", Phase.CLOSE)
     os.kill(child, signal.SIGKILL)
     wait_for(lambda: not is_alive(child))
 
