@@ -461,7 +461,8 @@ class Acceptance:
             measurement.reproduce,
             measurement.operators,
         )
-        self.judged.append(verdict)
+        if not (measurement.health and measurement.health.blind):  # what nobody saw is recorded as no promise
+            self.judged.append(verdict)
         return verdict
 
     def judge_accuracy(self, candidate: Scores, other: Case) -> Judgement:
