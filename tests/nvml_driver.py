@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pynvml
 import pytest
+from engine_sessions import wait_for
+
+from pytest_llamaperf.gpu_health import Sample
+from pytest_llamaperf.gpu_watch import watching
+from pytest_llamaperf.gpu_watch.watching import THREAD
 
 H200 = ("NVIDIA H200", 150_754_820_096)
 H100 = ("NVIDIA H100 80GB HBM3", 85_520_809_984)
 H100_PCIE = ("NVIDIA H100 PCIe", 85_520_809_984)
+
+
+# Looks of whoever watches while an engine works, by GPU.
+LOOKS: Counter[int] = Counter()
 
 
 class Driver:
@@ -32,6 +43,7 @@ class Driver:
         self.processes: dict[int, dict[int, int | None]] = {}
         self.locked: dict[int, int] = {}
         self._monkeypatch = monkeypatch
+        monkeypatch.setattr(watching, "look", _counted(watching.look))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         for name, answer in {
             "nvmlInit": self._init,
@@ -120,6 +132,20 @@ class Driver:
     def _lock(self, handle: int, lowest: int, highest: int) -> None:
         assert lowest == highest
         self.locked[handle] = highest
+
+
+def _counted(look: Callable[..., Sample]) -> Callable[..., Sample]:
+    def counted(at: float, index: int, handle: Any) -> Sample:
+        LOOKS[index] += 1
+        return look(at, index, handle)
+
+    return counted
+
+
+def wait_for_looks(looks: int = 10) -> None:
+    """Until whoever watches a driver while an engine works has looked so often at each GPU, or has given up."""
+    LOOKS.clear()
+    wait_for(lambda: max(LOOKS.values(), default=0) > looks or THREAD not in {t.name for t in threading.enumerate()})
 
 
 def recorded(path: Path) -> Iterator[Sequence[Mapping[str, Any]]]:

@@ -17,7 +17,7 @@ import pynvml
 import pytest
 import scipy.special  # noqa: F401
 from engine_sessions import Folder, fake_engine, wait_for
-from nvml_driver import H200, Driver
+from nvml_driver import H200, Driver, wait_for_looks
 
 from pytest_llamaperf.gpu_watch import memory, strangers, watching
 from pytest_llamaperf.gpu_watch.keeping import COLUMNS
@@ -132,9 +132,8 @@ def test_a_slowdown_is_an_error_of_its_case_and_the_next_one_is_measured(session
     def hot(verb: str, name: str) -> None:
         driver.reasons = [pynvml.nvmlClocksEventReasonHwThermalSlowdown if (verb, name) == ("run", "bf16/tp1") else 0]
         if verb == "run":
-            wait_for(lambda: looked.append(1) or len(looked) > 5)  # time for a look
+            wait_for_looks()
 
-    looked: list[int] = []
     document = session(hot)
 
     assert outcomes(document) == {"bf16": "error", "modelopt-fp8": "pass"}
@@ -216,9 +215,8 @@ def test_a_recording_of_other_gpus_is_played_to_a_whole_session(
     def play(verb: str, name: str) -> None:
         if verb == "run":
             driver.play(tmp_path / "recorded.jsonl")
-            wait_for(lambda: looked.append(1) or len(looked) > 5)
+            wait_for_looks()
 
-    looked: list[int] = []
     document = session(play)
 
     assert "slowed down by its driver, too hot" in messages(document)

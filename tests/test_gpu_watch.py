@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pynvml
 import pytest
 from builders import case
-from nvml_driver import H100, H200, Driver, recorded
+from nvml_driver import H100, H200, Driver, recorded, wait_for_looks
 
 from pytest_llamaperf.cases import Workload
 from pytest_llamaperf.engines import Run
@@ -37,12 +38,18 @@ GIB = 2**30
 TP2 = case("tensorrt-llm/llama-3.1-8b/modelopt-fp8/tp2/max-throughput-128-128")
 
 
+def run_of(workload: Workload) -> Run:
+    return Run(tuple(Trace(0.0, 0.5, 1.0, isl, osl) for isl, osl in request_lengths(workload)))
+
+
 class Quick:
+    """Works until it was looked at often enough."""
+
     source = Source.MEASURED
 
     def run(self, workload: Workload) -> Run:
-        time.sleep(0.1)
-        return Run(tuple(Trace(0.0, 0.5, 1.0, isl, osl) for isl, osl in request_lengths(workload)))
+        wait_for_looks()
+        return run_of(workload)
 
     def close(self) -> None: ...
 
@@ -367,9 +374,13 @@ def test_whatever_breaks_in_the_watch_it_was_blind(monkeypatch: pytest.MonkeyPat
 def test_a_driver_that_does_not_answer_does_not_hang_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
     Driver(monkeypatch, H200)
     monkeypatch.setattr(watching, "PATIENCE", 0.2)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetClockInfo", lambda handle, kind: time.sleep(2) or 1980)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetClockInfo", lambda handle, kind: time.sleep(1) or 1980)
+    monkeypatch.setattr(Quick, "run", lambda engine, workload: run_of(workload))
 
     assert measured(watched()).blind == "the driver has not answered for 0.2 s"
+    for thread in threading.enumerate():
+        if thread.name == watching.THREAD:
+            thread.join()  # or it would hand back the driver of another test
 
 
 def test_a_leak_that_nobody_can_look_for_makes_a_measurement_blind(monkeypatch: pytest.MonkeyPatch) -> None:

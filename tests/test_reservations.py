@@ -93,10 +93,22 @@ def test_however_a_session_ends_the_next_one_measures_and_nothing_stays(
     assert files(tmp_path) == []
 
 
-def test_of_many_that_come_at_once_one_measures(hold: Hold) -> None:
-    processes = [hold("cpu") for _ in range(6)]
+def test_of_many_that_come_at_once_one_measures(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes its time between looking who is there and saying that it is there itself."""
+    slow = """
+import time
+from pytest_llamaperf import reservations
+holders = reservations._holders
+def slowly(root, name):
+    found = [*holders(root, name)]
+    time.sleep(0.5)
+    return found
+reservations._holders = slowly
+"""
+    monkeypatch.setattr("test_reservations.HOLD", slow + HOLD)
+    processes = [hold("cpu") for _ in range(4)]
 
-    assert sorted(said(process).split()[0] for process in processes) == [*["refused:"] * 5, "reserved"]
+    assert sorted(said(process).split()[0] for process in processes) == [*["refused:"] * 3, "reserved"]
 
 
 def test_who_waits_measures_when_the_other_has_ended(hold: Hold, tmp_path: Path) -> None:

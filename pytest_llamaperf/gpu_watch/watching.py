@@ -19,6 +19,7 @@ from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
 from pytest_llamaperf.hosting.phases import Phase
 
 INTERVAL = 0.5  # seconds between two looks
+THREAD = "llamaperf-gpu-watch"
 PATIENCE = 10.0  # seconds for a look to end: a driver that does not answer must not hang the session
 
 
@@ -54,7 +55,7 @@ class GpuWatch:
         self._hardware, self._expected, self._loaded, self._trace = hardware, expected, loaded, trace
         self._strangers, self._late, self._unseen = strangers, late, unseen
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look_on, daemon=True)
+        self._thread = threading.Thread(target=self._look_on, name=THREAD, daemon=True)
         self._began = time.monotonic()
         self._samples: list[Sample] = []
         self._uuids: dict[int, str] = {}
