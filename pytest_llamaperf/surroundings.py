@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -48,9 +49,7 @@ class _TemporaryLogs:
         self._mentioned = self._mentioned or (report.failed and self._folder.name in report.longreprtext)
 
     def remove(self) -> None:
-        if self._owned is None:
-            return
-        if self._mentioned:
-            self._owned.keep()
-        else:
-            self._owned.remove()
+        if self._owned is not None:
+            (self._owned.keep if self._mentioned else self._owned.remove)()
+        elif not self._mentioned:
+            shutil.rmtree(self._folder, ignore_errors=True)
