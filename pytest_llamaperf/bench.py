@@ -34,6 +34,10 @@ Ask = Callable[[Case, Engine], object]
 # Whether the machine is what it was; raises EngineFailure where it is not.
 Steady = Callable[[], None]
 
+# Closes an engine, and sees that it gives everything back: raises EngineError where it does not, and returns why nobody can
+# tell, if that is so.
+Closer = Callable[[Engine], str | None]
+
 # What is under way, how much of it is done, and how much there is in all.
 OnProgress = Callable[[str, int, int | None], None]
 
@@ -49,6 +53,8 @@ class _Job:
     sources: set[Source] = field(default_factory=set)
     failed: dict[Case, LlamaperfError] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    spoilt: dict[Case, LlamaperfError] = field(default_factory=dict)
 
     def wants(self, restart: int) -> bool:
         """Whether the engine has to be opened for this restart: answers are asked for at the first only."""
@@ -63,6 +69,10 @@ class _Job:
 
     def fail_all(self, problem: LlamaperfError) -> None:
         self.fail([*self.cases, *self.questions], problem)
+
+
+def _close(engine: Engine) -> None:
+    engine.close()
 
 
 class Bench:
@@ -80,8 +90,10 @@ class Bench:
         ask: Ask = answers_of,
         on_progress: OnProgress | None = None,
         steady: Steady = lambda: None,
+        closer: Closer = _close,
     ) -> None:
         self._opener, self._sampling, self._together, self._ask_engine = opener, sampling, together, ask
+        self._closer = closer
         self._steady = steady
         self._on_progress = on_progress or (lambda text, done, total: None)
         self._groups: dict[EngineSpec, dict[EngineSpec, _Job]] = {}
@@ -144,6 +156,8 @@ class Bench:
             for case in job.cases:
                 self._measured[case] = job.failed.get(case) or _assembled(job, case)
             for case in job.questions:
+                if case in job.spoilt:
+                    self._answered[case] = job.spoilt[case]
                 self._answered.setdefault(case, job.failed.get(case) or EngineError(f"{case}: was not asked"))
 
     def _batches(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
@@ -166,7 +180,7 @@ class Bench:
 
     def _restarted(self, jobs: Sequence[_Job], restart: int) -> None:
         with contextlib.ExitStack() as closing:
-            opened = [closing.enter_context(_Opened(job, self._opener)) for job in jobs]
+            opened = [closing.enter_context(_Opened(job, self._opener, self._closer)) for job in jobs]
             for engine in opened:
                 self._tell(f"opening {engine.job.spec}")
                 engine.open()
@@ -182,6 +196,7 @@ class Bench:
 
         self._tell(f"asking {opened.job.spec}")
         opened.attempt(case, ask)
+        opened.asked.append(case)
 
     def _measure(self, cases: Sequence[tuple[_Opened, Case]]) -> None:
         """Cases of one workload: a round of each in turn, forwards and backwards, until each has enough."""
@@ -224,9 +239,10 @@ class Bench:
 class _Opened:
     """The engine of a job for one restart. One that failed is closed, and another opened for the next workload."""
 
-    def __init__(self, job: _Job, opener: Opener) -> None:
-        self.job, self._opener = job, opener
+    def __init__(self, job: _Job, opener: Opener, closer: Closer) -> None:
+        self.job, self._opener, self._closer = job, opener, closer
         self._engine: Engine | None = None
+        self.asked: list[Case] = []
 
     def __enter__(self) -> Self:
         return self
@@ -260,7 +276,7 @@ class _Opened:
             return None
 
     def _close(self, cases: Sequence[Case]) -> None:
-        """An engine that does not close properly was not what was to be measured, and fails the cases it served.
+        """An engine that does not close properly was not what was to be measured or asked, and fails the cases it served.
 
         One that only does not end, as TensorRT-LLM may wait for its workers, had answered before: its results are kept,
         and say so.
@@ -270,21 +286,27 @@ class _Opened:
             return
         try:
             with errors_named(self.job.spec):
-                engine.close()
+                unseen = self._closer(engine)
+            if unseen:
+                self.job.unseen.append(unseen)
         except EngineFailure as failure:
             if not failure.after_the_work:
-                self.job.fail(cases, failure)
+                self._spoil(cases, failure)
             else:
                 self.job.notes.append(f"after its work {failure.problem}, and the engine was killed")
         except LlamaperfError as problem:
-            self.job.fail(cases, problem)
+            self._spoil(cases, problem)
+
+    def _spoil(self, cases: Sequence[Case], problem: LlamaperfError) -> None:
+        self.job.fail(cases, problem)
+        self.job.spoilt |= {case: self.job.failed.get(case, problem) for case in self.asked}
 
 
 def _assembled(job: _Job, case: Case) -> Measurement | LlamaperfError:
     if len(job.sources) > 1:
         return EngineError(f"{case}: restarts of one case are of different sources: {', '.join(sorted(job.sources))}")
     try:
-        return measurement(case, next(iter(job.sources)), job.restarts[case], job.notes)
+        return measurement(case, next(iter(job.sources)), job.restarts[case], job.notes, job.unseen)
     except EngineError as problem:
         return problem
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pytest_llamaperf.cases import CPU
 from pytest_llamaperf.measurements import Source
 from pytest_llamaperf.records import WAIVED, Result, TestRecord
 from pytest_llamaperf.requirements import Requirement
@@ -102,6 +103,7 @@ def decide(
         *([f"deselected: {counted(len(deselected), 'test')}"] if deselected else []),
         *_outcomes(result for result in results if not _is_waived(result)),
         *_not_measured(results),
+        *_blind(results),
         *_tests(tests),
         *(waivers.objections(results) if waivers else []),
         *_not_judged(missing, unjudged),
@@ -141,6 +143,22 @@ def _not_measured(results: Iterable[Result]) -> list[str]:
         for source, count in judged.items()
         if source != Source.MEASURED
     ]
+
+
+def _blind(results: Iterable[Result]) -> list[str]:
+    """One reason for each cause: a driver that does not answer blinds all results by the dozen.
+
+    What was timed on a GPU and says nothing of its health was seen by nobody.
+    """
+    causes: dict[str, list[Result]] = {}
+    for result in results:
+        on_gpu = (
+            result.source == Source.MEASURED and result.case.get("hardware") != CPU and result.outcome != Outcome.ERROR
+        )
+        unseen = "it does not say how the GPUs did" if on_gpu and result.metrics and not result.health else None
+        if why := result.health.get("blind") or unseen:
+            causes.setdefault(str(why), []).append(result)
+    return [f"measured blind: {counted(len(found), 'result')}: {why}" for why, found in causes.items()]
 
 
 def _tests(tests: Sequence[TestRecord]) -> list[str]:

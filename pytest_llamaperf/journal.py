@@ -16,6 +16,7 @@ from typing import Any
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.errors import LlamaperfError, UsageError
 from pytest_llamaperf.files import write_atomically
+from pytest_llamaperf.gpu_health import Health
 from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
 from pytest_llamaperf.metrics import metric_named
 from pytest_llamaperf.wording import counted, shown_path
@@ -149,6 +150,7 @@ def _plain(measurement: Measurement) -> dict[str, Any]:
         "notes": list(measurement.notes),
         "elapsed": list(measurement.elapsed),
         "reproduce": measurement.reproduce,
+        "health": measurement.health.to_dict() if measurement.health else None,
     }
 
 
@@ -161,4 +163,5 @@ def _read(made: Mapping[str, Any]) -> dict[str, Any]:
         "notes": tuple(made["notes"]),
         "elapsed": tuple(made["elapsed"]),
         "reproduce": made["reproduce"],
+        "health": Health.from_dict(made["health"]) if made["health"] else None,
     }

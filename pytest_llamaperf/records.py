@@ -22,7 +22,8 @@ class Result:
     is of a prediction: seconds by kind of operator in a typical iteration (`decode`, `prompt`, and each `at best`).
     `metrics` are the values of every metric of the same measurement, judged or not. `paired` is of an accuracy that was
     compared document by document: see `Comparison.counts`.
-    `waiver` says who answers for a regression, why and until when; the outcome stays what it is.
+    `waiver` says who answers for a regression, why and until when; the outcome stays what it is. `health` tells how GPUs did
+    during a measurement (`gpu_health.Health`), and why nobody can tell; empty on a CPU. It says nothing about what was measured.
     """
 
     nodeid: str
@@ -45,6 +46,7 @@ class Result:
     metrics: Mapping[str, float] = field(default_factory=dict)
     paired: Mapping[str, float] = field(default_factory=dict)
     waiver: Mapping[str, Any] | None = None
+    health: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Case and metric; of an error there is no metric."""
@@ -98,7 +100,7 @@ class Result:
 
     def _check(self) -> None:
         """Raises TypeError or ValueError: a run may have been edited, and what reads it relies on these."""
-        for name in ("case", "fingerprint", *(("baseline",) if self.baseline is not None else ())):
+        for name in ("case", "fingerprint", "health", *(("baseline",) if self.baseline is not None else ())):
             if not isinstance(getattr(self, name), Mapping):
                 raise TypeError(f"{name} of {self.nodeid} is no object")
         for name in ("versions", "settings"):

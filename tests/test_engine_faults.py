@@ -19,7 +19,7 @@ from typing import Any
 # pytester forgets what a session it runs imports first, and numpy refuses to be loaded twice.
 import pytest
 import scipy.special  # noqa: F401
-from engine_sessions import PATIENCE, Folder, tiny_checkpoint, wait_for
+from engine_sessions import PATIENCE, Folder, fake_engine, tiny_checkpoint, wait_for
 
 pytest_plugins = ["pytester"]
 
@@ -472,3 +472,21 @@ def test_engines_of_a_pytest_that_is_killed_disappear_by_themselves(
     wait_for(lambda: not folder.processes(), patience=10)
     assert not (folder.path / "out" / "run.json").exists()
     assert [named(line["test"]) for line in jsonl(folder)[1:]] == ["before"]
+
+
+def test_what_a_pytest_that_was_killed_left_is_removed_by_the_next_session_that_measures(
+    running: tuple[Folder, subprocess.Popen[str]],
+) -> None:
+    folder, process = running
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(PATIENCE)
+    wait_for(lambda: not folder.processes(), patience=10)
+    left = folder.left_over()
+    assert left.keys() == {"files", "reservations"}
+    assert all(name.startswith("llamaperf-engine-") for name in left["files"])
+    assert len(left["files"]) == 2
+
+    folder.write(conftest=fake_engine(every=[100.0]))
+    folder.run("--gpu=cpu", "--restarts=1", "--rounds=1")
+
+    assert folder.left_over() == {}

@@ -11,6 +11,7 @@ from builders import case
 
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.errors import EngineError, LlamaperfError, UsageError
+from pytest_llamaperf.gpu_health import GpuReadings, Health, Spread
 from pytest_llamaperf.journal import Journal
 from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
 from pytest_llamaperf.metrics import OUTPUT_THROUGHPUT, TTFT_P99
@@ -40,6 +41,9 @@ class Meter:
                 ("a note",),
                 (0.25, 0.5),
                 "llamaperf predict",
+                health=Health(
+                    None, 3, (GpuReadings(0, "GPU-0", Spread(1, 2, 3), None, None, None, None, {"idle": 1}),), 1500
+                ),
             )
             for each in cases
         }

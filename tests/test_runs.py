@@ -103,7 +103,7 @@ def test_a_verdict_becomes_the_result_the_design_describes() -> None:
         "promised 463.1 tok/s (published): +0.2 %",
         "notes": ["a note"],
         "fingerprint": {"versions": {"tensorrt_llm": "1.2.1"}, "settings": {"max_batch_size": 64}},
-        "reproduce": "trtllm-bench --model llama-3.1-8b", "operators": {}, "metrics": {}, "paired": {}, "waiver": None,
+        "reproduce": "trtllm-bench --model llama-3.1-8b", "operators": {}, "metrics": {}, "paired": {}, "waiver": None, "health": {},
     }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_llamaperf.hosting.phases import Deadlines
 
 PREDICTED = "predicted"
+TEMPORARY = "llamaperf-engine"  # what names of temporary folders of engines and sessions begin with
 KINDS = (*ENGINES, PREDICTED)
 
 

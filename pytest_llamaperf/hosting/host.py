@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -22,7 +21,7 @@ from pytest_llamaperf.files import make_private, open_private
 from pytest_llamaperf.hosting.channel import Channel, Cut, Expired
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind, classify
 from pytest_llamaperf.hosting.phases import Deadlines, Phase
-from pytest_llamaperf.hosting.processes import OWNER, Family, memory_kills
+from pytest_llamaperf.hosting.processes import OWNER, Family, memory_kills, new_owner
 
 PROGRAM = Path(__file__).parents[1] / "children" / "program.py"
 DEFAULT_DEADLINES = Deadlines()
@@ -74,7 +73,7 @@ class Host:
         """
         self.deadlines, self.log = deadlines, log
         self._on_progress = on_progress
-        self._owner = uuid.uuid4().hex
+        self._owner = new_owner()
         self._memory_kills = memory_kills()
         self._calls = 0
         self._failure: EngineFailure | None = None
@@ -130,7 +129,7 @@ class Host:
                 raise Expired
         self.kill()
         if remains := self.left_over():
-            raise EngineFailure(FailureKind.HANG, Phase.CLOSE, "processes do not end", log=self.log, remains=remains)
+            raise EngineFailure(FailureKind.LEAK, Phase.CLOSE, "processes do not end", log=self.log, remains=remains)
 
     def kill(self) -> None:
         """End all processes of the driver, now. Never raises for those that do not end: see `left_over`."""
