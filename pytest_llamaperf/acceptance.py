@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
+from pytest_llamaperf.account import Activity, Ledger
 from pytest_llamaperf.accuracy.companions import TEXT, Look, looked_at
 from pytest_llamaperf.accuracy.references import read_reference, reference_file, write_reference
 from pytest_llamaperf.accuracy.scores import Scores
@@ -65,6 +67,7 @@ class Acceptance:
         self.openers = openers
         self.surroundings = surroundings
         self.judged: list[Verdict] = []
+        self.ledger = Ledger()
         self._books: dict[str, BaselineBook] = {}
 
     @functools.cached_property
@@ -112,6 +115,7 @@ class Acceptance:
             ask=self._ask,
             on_progress=self.surroundings.on_progress,
             steady=steady,
+            ledger=self.ledger if self.measures else None,  # a prediction holds no GPU
         )
 
     @functools.cached_property
@@ -207,6 +211,22 @@ class Acceptance:
         if self.measures and spec.hardware != CPU and (held := occupied(spec.hardware)):
             raise EngineFailure(FailureKind.UNSTABLE, Phase.LOAD, "; ".join(held))
         return self.openers[kind](spec)
+
+    @contextlib.contextmanager
+    def opened(self, spec: EngineSpec) -> Iterator[Engine]:
+        """An open engine for a test to use by hand, closed afterwards. Raises as `open` does, and as the engine closes."""
+        holding = (self.ledger if self.measures else Ledger()).hold(spec)
+        try:
+            with holding.doing(Activity.LOAD):
+                engine = self.open(spec)
+            try:
+                with holding.doing(Activity.BY_TESTS):
+                    yield engine
+            finally:
+                with holding.doing(Activity.CLOSE):
+                    engine.close()
+        finally:
+            holding.end()
 
     def check_options(self) -> None:
         """Refuse at the start what the command line alone shows to be impossible. Raises UsageError."""

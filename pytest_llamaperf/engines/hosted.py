@@ -48,11 +48,12 @@ def started(
     host = Host(
         driver,
         log=surroundings.logs / (re.sub(r"[^-.@=\w]+", "_", str(spec)) + ".log"),
-        deadlines=deadlines or surroundings.deadlines,
+        deadlines=deadlines or surroundings.deadlines_of(spec),
         python=None if spec.runtime is None else spec.runtime.python,
         environment={**(spec.runtime.variables() if spec.runtime else {}), "TMPDIR": str(scratch), **environment},
         on_progress=tell,
     )
+    ending.callback(lambda: surroundings.durations.add(spec.key, host.longest))
     ending.callback(host.kill)
     return host
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from pytest_llamaperf.hosting.channel import Channel, Cut, Expired
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind, classify
 from pytest_llamaperf.hosting.phases import Deadlines, Phase
 from pytest_llamaperf.hosting.processes import OWNER, Family, memory_kills
+from pytest_llamaperf.interrupts import uninterrupted
 
 PROGRAM = Path(__file__).parents[1] / "children" / "program.py"
 DEFAULT_DEADLINES = Deadlines()
@@ -68,6 +68,7 @@ class Host:
         self._owner = uuid.uuid4().hex
         self._memory_kills = memory_kills()
         self._calls = 0
+        self.longest: dict[Phase, float] = {}  # seconds of the longest call that was answered
         self._failure: EngineFailure | None = None
         self._ended = False
         self._process = self._started(driver, python or Path(sys.executable), environment)
@@ -76,7 +77,9 @@ class Host:
         writing, reading = cast(FileIO, self._process.stdin), cast(FileIO, self._process.stdout)
         self._channel = Channel(writing, reading, lambda: self._family.exit_by() is None)
         with self._ended_on_failure(Phase.LOAD, f"starting {driver}"):
-            self._answer(None, Phase.LOAD, time.monotonic() + deadlines.load)
+            began = time.monotonic()
+            self._answer(None, Phase.LOAD, began + deadlines.load)
+            self.longest[Phase.LOAD] = time.monotonic() - began
 
     @property
     def pid(self) -> int:
@@ -97,8 +100,11 @@ class Host:
         self._calls += 1
         asked = json.dumps({"id": self._calls, "command": command, "arguments": dict(arguments)}, allow_nan=False)
         with self._ended_on_failure(phase, repr(command)):
+            began = time.monotonic()
             self._channel.send(asked.encode("ascii"), until)
-            return self._answer(self._calls, phase, until)
+            answer = self._answer(self._calls, phase, until)
+            self.longest[phase] = max(self.longest.get(phase, 0.0), time.monotonic() - began)
+            return answer
 
     def close(self) -> None:
         """Let the driver close, then end what is left. Raises EngineFailure when it could not or took too long.
@@ -121,7 +127,7 @@ class Host:
         """End all processes of the driver, now. Never raises for those that do not end: see `left_over`."""
         if self._ended:
             return
-        with _no_interrupt():
+        with uninterrupted():
             self._family.end()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(REAP_PATIENCE)
@@ -212,7 +218,11 @@ class Host:
             yield
         except Expired:
             self._family.show_stack()
-            self._fail(FailureKind.HANG, phase, f"{work} took longer than {self.deadlines.of(phase):g} s")
+            self._fail(
+                FailureKind.HANG,
+                phase,
+                f"{work} took longer than {self.deadlines.of(phase):g} s ({self.deadlines.origin(phase)})",
+            )
         except Cut as cut:
             ended = self._family.exit_by(time.monotonic() + EXIT_PATIENCE)
             if ended is None:
@@ -264,13 +274,3 @@ def _refused(name: str) -> NoReturn:
 def _shortened(line: bytes) -> str:
     text = line.decode("utf-8", errors="replace")
     return repr(text if len(text) <= 80 else text[:80] + "...")
-
-
-@contextlib.contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Ctrl-C waits: people press it twice, and what is being ended must be ended."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
