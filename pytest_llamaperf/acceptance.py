@@ -242,8 +242,12 @@ class Acceptance:
             raise UsageError("--tables names operator times, of which predictions are made: add --engine predicted")
         if self.settings.against:
             self._check_against()
-        if self.settings.resume and not (self.settings.against and self.settings.results):
-            raise UsageError("--resume goes on with what --against kept in --results; it needs both")
+        if self.settings.resume and not self.settings.results:
+            raise UsageError("--resume goes on with what --results keeps; add --results DIR, the folder of that run")
+        if self.settings.resume and self.settings.record:
+            raise UsageError(
+                "--record with --resume: only what one session measured becomes promises; leave out --resume"
+            )
         if self.settings.rounds and self.engine_kind == "trtllm-bench":
             raise UsageError("--rounds with --engine trtllm-bench: every run of it is a restart; use --restarts")
         if self.settings.gpu != AUTO:

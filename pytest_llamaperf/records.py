@@ -128,7 +128,8 @@ class TestRecord:
     """A test: passed, failed, error, skipped, waived or unfinished; `reason` says why where it did not pass. Seconds.
 
     `case` is the id of the case it is about, None for a test about none; `attempts` counts how often it was tried;
-    `measures` tells whether it asked for measurements, which it then has to judge.
+    `measures` tells whether it asked for measurements, which it then has to judge; `session` is the one of the run's
+    sessions that ran it, counted from 1.
     """
 
     nodeid: str
@@ -139,6 +140,18 @@ class TestRecord:
     case: str | None = None
     attempts: int = 0
     measures: bool = False
+    session: int = 1
+
+    @property
+    def settled(self) -> bool:
+        """Whether a run that goes on has nothing to gain from it: it passed, or something was measured that is not good.
+
+        What was measured once counts, an interval across its limit too: whoever may ask until the answer is pleasant
+        has no evidence.
+        """
+        return self.outcome in ("passed", WAIVED) or bool(
+            {result.outcome for result in self.results} - {Outcome.PASS.value, Outcome.ERROR.value}
+        )
 
     @property
     def broke(self) -> bool:
