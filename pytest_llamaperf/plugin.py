@@ -126,7 +126,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_report_teststatus(report: pytest.TestReport) -> Generator[None, TestStatus, TestStatus]:
+def pytest_report_teststatus(
+    report: pytest.TestReport | pytest.CollectReport,
+) -> Generator[None, TestStatus, TestStatus]:
     category, letter, word = yield
     if word and kept_from(report):
         word = f"{word} (kept)" if isinstance(word, str) else (f"{word[0]} (kept)", word[1])

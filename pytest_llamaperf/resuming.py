@@ -151,9 +151,10 @@ def tell_again(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
 
 
-def kept_from(report: pytest.TestReport) -> int | None:
+def kept_from(report: pytest.TestReport | pytest.CollectReport) -> int | None:
     """The session that ran a test whose report is told again."""
-    return next((int(str(value)) for name, value in report.user_properties if name == KEPT), None)
+    properties = report.user_properties if isinstance(report, pytest.TestReport) else ()
+    return next((int(str(value)) for name, value in properties if name == KEPT), None)
 
 
 def plain(config: pytest.Config, report: pytest.TestReport) -> dict[str, Any] | None:
