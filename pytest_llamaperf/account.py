@@ -15,6 +15,9 @@ from pytest_llamaperf.engines import EngineSpec
 from pytest_llamaperf.wording import counted
 
 
+LEAST = 0.0001  # hours that are told
+
+
 class Activity(StrEnum):
     LOAD = "load"  # with a checkpoint that has to be made first
     WARM_UP = "warm up"
@@ -126,9 +129,12 @@ def _total(use: EngineUse) -> float:
 
 def _by_activity(uses: Sequence[EngineUse]) -> str:
     hours = {activity: sum(use.hours().get(activity, 0.0) for use in uses) for activity in Activity}
-    return ", ".join(f"{activity} {_hours(spent)}" for activity, spent in hours.items() if spent)
+    return (
+        ", ".join(f"{activity} {_hours(spent)}" for activity, spent in hours.items() if spent >= LEAST)
+        or "too short to tell"
+    )
 
 
 def _hours(hours: float) -> str:
     """Two decimals, more where there would be nothing to see."""
-    return f"{hours:,.2f}" if hours >= 1 else f"{hours:.2g}" if hours >= 0.0001 else "under 0.0001"
+    return f"{hours:,.2f}" if hours >= 1 else f"{hours:.2g}" if hours >= LEAST else f"under {LEAST:g}"

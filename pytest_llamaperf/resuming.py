@@ -143,9 +143,7 @@ def tell_again(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     # Fixtures of the tests before, which this one was the last to share, are torn down after it, as ever.
     call = pytest.CallInfo.from_call(lambda: item.session._setupstate.teardown_exact(nextitem), "teardown")
     for told in reports:
-        report = item.config.hook.pytest_report_from_serializable(config=item.config, data=dict(told))
-        report.user_properties = [*report.user_properties, (KEPT, session)]
-        item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logreport(report=_report(item.config, told, session))
     if call.excinfo is not None:
         item.ihook.pytest_runtest_logreport(report=item.ihook.pytest_runtest_makereport(item=item, call=call))
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
@@ -166,6 +164,19 @@ def plain(config: pytest.Config, report: pytest.TestReport) -> dict[str, Any] | 
     except (TypeError, ValueError):
         return None
     return found
+
+
+def _report(config: pytest.Config, told: Mapping[str, Any], session: int) -> pytest.TestReport:
+    """As it was, and marked. JSON has no tuples, and pytest asks for them."""
+    longrepr = told["longrepr"]
+    data = {
+        **told,
+        "longrepr": tuple(longrepr) if isinstance(longrepr, list) else longrepr,
+        "location": tuple(told["location"]),
+        "user_properties": [*map(tuple, told["user_properties"]), (KEPT, session)],
+    }
+    report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=data)
+    return report
 
 
 _ANEW = "repeat what was asked then, or leave out --resume: everything is measured anew"

@@ -19,6 +19,8 @@ from engine_sessions import PATIENCE, Folder, fake_engine, short, wait_for
 from pytest_llamaperf.records import TestRecord
 from pytest_llamaperf.runs import read_log, read_run
 
+pytest_plugins = ["pytester"]
+
 # Tests of all kinds: measured passes, a regression, what cannot be told, an engine that fails, a skip, one of no engine,
 # fixtures of a module between them; and one that waits where it is told to.
 SUITE = """
@@ -83,11 +85,14 @@ def folder(tmp_path: Path) -> Folder:
     return made
 
 
-def interrupt(folder: Folder, number: signal.Signals, *options: str) -> subprocess.CompletedProcess[str]:
-    """A session that is sent a signal in the middle of `test_wait`."""
+def interrupt(
+    folder: Folder, number: signal.Signals, *options: str, tests: int = 5
+) -> subprocess.CompletedProcess[str]:
+    """A session that is sent a signal in the middle of `test_wait`, when so many tests are on disk."""
     (folder.path / "wait").touch()
     process = folder.start(*OPTIONS, *options)
     wait_for((folder.path / "waiting").exists)
+    wait_for(lambda: (folder.path / "out" / "run.jsonl").read_text().count('{"test"') == tests)
     process.send_signal(number)
     output, _ = process.communicate(timeout=PATIENCE)
     for name in ("wait", "waiting"):
@@ -101,9 +106,12 @@ TIMES = ("id", "started", "finished", "duration", "session", "sessions", "resume
 
 
 def timeless(told: Any) -> Any:
+    """Also without the notes that say that the machine had other work to do."""
     if isinstance(told, dict):
         return {name: timeless(value) for name, value in told.items() if name not in TIMES}
-    return list(map(timeless, told)) if isinstance(told, list) else told
+    if isinstance(told, list):
+        return [timeless(each) for each in told if not str(each).startswith("other processes were at work")]
+    return told
 
 
 def counts(text: str) -> str:
@@ -131,7 +139,7 @@ def test_a_signal_leaves_files_that_say_so(folder: Folder, number: signal.Signal
     assert outcomes["test_wait"] == "unfinished"
     assert document["decision"]["releasable"] is False
     assert f"the session ended early, by {number.name}" in document["decision"]["reasons"]
-    assert len(list(ElementTree.parse(folder.path / "junit.xml").iter("testcase"))) == 5
+    assert len(list(ElementTree.parse(folder.path / "junit.xml").iter("testcase"))) == 6
     assert {short(nodeid) for nodeid in read_log(folder.path / "out" / "run.jsonl").tests} == {
         "test_speed", "test_error", "test_skip"
     }  # fmt: skip
@@ -163,7 +171,7 @@ def test_it_goes_on_to_what_it_would_have_come_to(folder: Folder, number: signal
             "--resume: out/run.jsonl: 3 tests kept from before; the others run",
             "*test_speed*bf16*PASSED (kept)*",
             "*test_speed*modelopt-fp8*FAILED (kept)*",
-            "*test_speed*llama-fp8*SKIPPED (*) (kept)*",
+            "*test_speed*llama-fp8*SKIPPED (kept)*",
             "kept: 3 tests of 7 ran in an earlier session of this run, which started at *; this is session 2",
         ]
     )
@@ -293,7 +301,7 @@ def test_a_session_killed_at_twenty_moments_comes_to_the_same(folder: Folder) ->
 
     for _ in range(20):
         process = folder.start(*OPTIONS, "--resume", stdout=subprocess.DEVNULL)
-        time.sleep(moments.uniform(0.3, 1.0) * took)
+        time.sleep(moments.uniform(0.25, 0.9) * took)
         process.kill()
         process.wait(PATIENCE)
         ran = words(folder)
@@ -324,7 +332,8 @@ from pathlib import Path
 
 @pytest.mark.parametrize("number", range(8))
 def test_quick(number):
-    open(f"ran-{number}", "a").write("x")
+    path = Path(f"ran-{number}")
+    path.write_text(path.read_text() + "x" if path.exists() else "x")
 
 def test_wait():
     while Path("wait").exists():
@@ -333,10 +342,10 @@ def test_wait():
 """
     folder.write(test_suite=suite, conftest="")
     workers = ("-p", "xdist.plugin", "-n2", "--dist=loadfile")
-    found = interrupt(folder, signal.SIGTERM, *workers, "--engine=torch")
+    found = interrupt(folder, signal.SIGTERM, *workers, "--engine=torch", tests=8)
     assert found.returncode == pytest.ExitCode.INTERRUPTED
     assert folder.run_json()["run"]["interrupted"] == "SIGTERM"
-    assert folder.left_over() == {}
+    assert folder.left_over().get("processes") is None
 
     result = folder.run(*OPTIONS, *workers, "--engine=torch", "--resume", "-v")
 
@@ -395,7 +404,7 @@ def test_no_build_is_released_of_which_two_were_measured(folder: Folder) -> None
             "modelopt-int8-sq", "bf16"
         )
     )
-    interrupt(folder, signal.SIGTERM)
+    interrupt(folder, signal.SIGTERM, tests=3)
     folder.write(engine_of_test=fake_engine(bf16_tp1=[101.0, 101.1]).replace("2.13.0", "2.14.0"))
 
     folder.run(*OPTIONS, "--resume")
