@@ -14,7 +14,6 @@ from pytest_llamaperf.cases import CPU
 from pytest_llamaperf.engines import EngineSpec
 from pytest_llamaperf.wording import counted
 
-
 LEAST = 0.0001  # hours that are told
 
 

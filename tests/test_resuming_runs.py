@@ -70,13 +70,21 @@ PROMISE = """  torch/smollm2-135m/{recipe}/tp1/{work}:
 SPEEDS = {
     "bf16_tp1": [101.0], "modelopt-fp8_tp1": [50.0], "llama-fp8_tp1": [90.0, 101.0, 112.0], "modelopt-int8-sq_tp1": [0.0],
 }  # fmt: skip
+# What else this machine does is no part of the runs that are compared.
+CONFTEST = (
+    fake_engine(**SPEEDS)
+    + """
+import pytest_llamaperf.measuring
+pytest_llamaperf.measuring.TOLERATED_CORES = 1e6
+"""
+)
 OPTIONS = ("--gpu=cpu", "--rounds=1", "--restarts=3", "--results=out")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     made = Folder(tmp_path)
-    made.write(conftest=fake_engine(**SPEEDS), test_suite=SUITE)
+    made.write(conftest=CONFTEST, test_suite=SUITE)
     promises = made.path / "baselines" / "cpu" / "smollm2-135m.yaml"
     promises.parent.mkdir(parents=True)
     recipes = ("bf16", "modelopt-fp8", "llama-fp8", "modelopt-int8-sq")
@@ -106,12 +114,9 @@ TIMES = ("id", "started", "finished", "duration", "session", "sessions", "resume
 
 
 def timeless(told: Any) -> Any:
-    """Also without the notes that say that the machine had other work to do."""
     if isinstance(told, dict):
         return {name: timeless(value) for name, value in told.items() if name not in TIMES}
-    if isinstance(told, list):
-        return [timeless(each) for each in told if not str(each).startswith("other processes were at work")]
-    return told
+    return list(map(timeless, told)) if isinstance(told, list) else told
 
 
 def counts(text: str) -> str:
@@ -366,7 +371,7 @@ def test_wait():
 def test_signals_again_and_again_lose_no_file(folder: Folder) -> None:
     """The second one comes while fixtures are torn down."""
     folder.write(
-        conftest=fake_engine(**SPEEDS),
+        conftest=CONFTEST,
         test_suite=SUITE.replace("    yield\n", "    yield\n    Path('tearing-down').touch()\n    time.sleep(30)\n"),
     )
     (folder.path / "wait").touch()
@@ -413,6 +418,40 @@ def test_no_build_is_released_of_which_two_were_measured(folder: Folder) -> None
         "sessions of this run measured other builds: torch loaded torch 2.13.0 in session 1, 2.14.0 in session 2"
         in folder.run_json()["decision"]["reasons"]
     )
+
+
+# time.time() jumps by hours at every reading, forwards and backwards; datetime reads the same clock.
+JUMPING = """
+import datetime, itertools, time
+
+_jumps, _real = itertools.cycle([5 * 3600.0, -9 * 3600.0, 3 * 3600.0]), time.time
+
+class _Jumping(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.datetime.fromtimestamp(time.time(), tz)
+
+def _jumped():
+    return _real() + next(_jumps)
+
+time.time = _jumped
+import pytest_llamaperf.reporting.reporter
+pytest_llamaperf.reporting.reporter.datetime = _Jumping
+"""
+
+
+def test_a_clock_that_jumps_changes_nothing_that_is_decided(folder: Folder) -> None:
+    """Deadlines, durations and orders are of the monotonic clock; wall time is only told."""
+    folder.run(*OPTIONS)
+    still = folder.run_json()
+    folder.write(conftest=CONFTEST + JUMPING)
+
+    folder.run(*OPTIONS)
+
+    jumped = folder.run_json()
+    assert timeless(jumped) == timeless(still)
+    assert jumped["run"]["started"] > jumped["run"]["finished"]  # the clock did jump
+    assert all(0 <= use["held"] < 3600 for use in jumped["engines"])
 
 
 @pytest.mark.parametrize(
