@@ -57,8 +57,12 @@ RESUMPTION = pytest.StashKey[Resumption]()
 
 
 def conditions(acceptance: Acceptance) -> dict[str, Any]:
-    """What decides about results beyond the tests themselves: where one of these differs, nothing is kept."""
+    """What decides about results beyond the tests themselves: where one of these differs, nothing is kept.
+
+    Raises UsageError for a file that cannot be read.
+    """
     settings, machine = acceptance.settings, acceptance.machine
+    promised = sorted(path for kind in ("*.yaml", "*.json") for path in settings.baselines.rglob(kind))
     return {
         "gpu": acceptance.gpu,
         "engine": acceptance.engine_kind,
@@ -70,7 +74,7 @@ def conditions(acceptance: Acceptance) -> dict[str, Any]:
         "gate": settings.gate,
         "against": str(settings.against) if settings.against else None,
         "allowed": list(settings.allowed),
-        "promises": _digests(settings.baselines, sorted(settings.baselines.rglob("*"))),
+        "promises": _digests(settings.baselines, promised),
         "waivers": _digests(settings.root, [settings.waivers or settings.root / "waivers.yaml"]),
     }
 
@@ -200,11 +204,15 @@ def _installed() -> dict[str, str]:
 
 
 def _digests(root: Path, paths: Iterable[Path]) -> dict[str, str]:
-    return {
-        path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path): _digest(path.read_bytes())
-        for path in paths
-        if path.is_file()
-    }
+    """By the name of each file that is there. Raises UsageError for one that cannot be read."""
+    try:
+        return {
+            path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path): _digest(path.read_bytes())
+            for path in paths
+            if path.is_file()
+        }
+    except OSError as problem:
+        raise UsageError(f"{shown_path(Path(str(problem.filename)))}: cannot be read: {problem.strerror}") from None
 
 
 def _digest(content: bytes) -> str:

@@ -83,9 +83,9 @@ class Reporter:
 
     def _begin(self, folder: Path) -> None:
         """The files of this session, which may be another one of a run that was cut off."""
-        asked = conditions(self._acceptance)
         before = None
         try:
+            asked = conditions(self._acceptance)
             if self._acceptance.settings.resume:
                 before = taken_up(folder, asked)
                 self._told = told_of(before, folder)
@@ -118,7 +118,10 @@ class Reporter:
         if nodeids and not self._collected:
             self._collected = tuple(nodeids)
             if self._files:
-                self._files.collected(collected_in(self._config.rootpath, nodeids))
+                try:
+                    self._files.collected(collected_in(self._config.rootpath, nodeids))
+                except UsageError as problem:
+                    raise pytest.UsageError(str(problem)) from None
 
     @property
     def _decides(self) -> bool:
@@ -323,7 +326,6 @@ class _Files:
         self.kept = before is not None and bool(before.tests)
         self.earlier: tuple[EngineUse, ...] = before.engines if before else ()
         self._acceptance = acceptance
-        self._was_collected = before is not None and before.collected is not None
         if before:
             self._header = dataclasses.replace(
                 before.header, finished=None, interrupted=None, sessions=before.header.sessions + 1, resumed=_now()
@@ -343,11 +345,22 @@ class _Files:
         except (UsageError, AttributeError, TypeError, ValueError):
             # Of what somebody changed, or another version wrote: deadlines are the defaults then, and say so.
             durations.learn({}, "")
-        log = before or Log(self._header, asked=asked, durations=durations.to_dict())
+        self._before = before or Log(self._header, asked=asked, durations=durations.to_dict())
+        self._log: RunLog | None = None
+        if not before:
+            self._begin()
+
+    def _begin(self) -> None:
         try:
-            self._log = RunLog(folder, self._header, log)
+            self._opened()
         except OSError as problem:
-            raise pytest.UsageError(f"--results {folder}: cannot be written: {problem.strerror}") from None
+            raise pytest.UsageError(f"--results {self.path.parent}: cannot be written: {problem.strerror}") from None
+
+    def _opened(self) -> RunLog:
+        """Begun when it is known that the session has the tests of the one it goes on with; till then nothing is changed."""
+        if self._log is None:
+            self._log = RunLog(self.path.parent, self._header, self._before)
+        return self._log
 
     @property
     def session(self) -> int:
@@ -355,17 +368,18 @@ class _Files:
 
     def collected(self, collected: Collected) -> None:
         """Written once in a run: a session that goes on has the same tests, or is refused."""
-        if not self._was_collected:
+        self._begin()
+        if self._before.collected is None:
             with self._telling():
-                self._log.collected(collected)
+                self._opened().collected(collected)
 
     def add(self, test: TestRecord, reports: Sequence[Mapping[str, Any]]) -> None:
         with self._telling():
-            self._log.add(test, reports)
+            self._opened().add(test, reports)
 
     def add_engine(self, use: EngineUse) -> None:
         with self._telling():
-            self._log.add_engine(use)
+            self._opened().add_engine(use)
 
     def told(self, tests: Sequence[TestRecord]) -> str:
         """Which results are of earlier sessions."""
@@ -386,6 +400,7 @@ class _Files:
     ) -> None:
         engines = (*self.earlier, *self._acceptance.ledger.uses)
         with self._telling():
+            self._opened()
             header = dataclasses.replace(self._header, finished=_now(), interrupted=interrupted)
             document = run_document(
                 header,
@@ -400,8 +415,8 @@ class _Files:
             write_atomically(self.path.with_name("summary.md"), markdown_of(run))
         with self._telling():
             if whole and self.problem is None:
-                self._log.end()
-            self._log.close()
+                self._opened().end()
+            self._opened().close()
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
