@@ -192,14 +192,14 @@ def read_run(path: Path) -> Run:
     if path.is_dir():
         found = next((path / name for name in ("run.json", "run.jsonl") if (path / name).is_file()), path / "run.json")
     where = shown_path(found)
+    if found.suffix == ".jsonl":
+        log = read_log(found)
+        return Run(log.header, tuple(finished.record for finished in log.tests.values()), engines=log.engines)
     try:
         text = found.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
-        told = problem.strerror if isinstance(problem, OSError) else "it is no text"
-        raise UsageError(f"{where}: cannot be read: {told}; name a folder that --results wrote") from None
+        raise _unreadable(where, problem) from None
     try:
-        if found.suffix == ".jsonl":
-            return _cut_off(where, text)
         document = _parsed(where, text)
         run = _finished(document)
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
@@ -209,6 +209,11 @@ def read_run(path: Path) -> Run:
             f"{where}: was changed after it was written, for its checksum is of other content; use the original"
         )
     return run
+
+
+def _unreadable(where: str, problem: OSError | UnicodeDecodeError) -> UsageError:
+    told = problem.strerror if isinstance(problem, OSError) else "it is no text"
+    return UsageError(f"{where}: cannot be read: {told}; name a folder that --results wrote")
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
@@ -236,14 +241,18 @@ def _finished(document: Mapping[str, Any]) -> Run:
 
 
 def read_log(path: Path) -> Log:
-    """run.jsonl. Raises UsageError for one that cannot be read, and says which line is none."""
+    """run.jsonl. The last line may not have been written whole, and is left out then.
+
+    Raises UsageError for a file that cannot be read, and says which line is none.
+    """
     where = shown_path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        # Cut before it is decoded: the end may lie within a character.
+        whole, _, rest = path.read_bytes().rpartition(b"\n")
+        text = whole.decode()
     except (OSError, UnicodeDecodeError) as problem:
-        told = problem.strerror if isinstance(problem, OSError) else "it is no text"
-        raise UsageError(f"{where}: cannot be read: {told}") from None
-    return _log(where, text)
+        raise _unreadable(where, problem) from None
+    return dataclasses.replace(_log(where, text), torn=bool(rest))
 
 
 def read_durations(folder: Path) -> tuple[Mapping[str, Any], str]:
@@ -263,25 +272,15 @@ def read_durations(folder: Path) -> tuple[Mapping[str, Any], str]:
     return {}, ""
 
 
-def _cut_off(where: str, text: str) -> Run:
-    """The last line may not have been written whole."""
-    log = _log(where, text)
-    return Run(log.header, tuple(finished.record for finished in log.tests.values()), engines=log.engines)
-
-
 def _log(where: str, text: str) -> Log:
     # Not `splitlines`, which also splits where JSON does not: at U+2028, at U+0085.
-    whole, _, rest = text.rpartition("\n")
-    first, *lines = whole.split("\n")
+    first, *lines = text.split("\n")
     number = 1
     try:
         document = _parsed(where, first)
-        log = Log(
-            _header(document["run"]),
-            asked=document.get("asked"),
-            durations=document.get("durations", {}),
-            torn=bool(rest),
-        )
+        if not isinstance(document.get("asked", {}), dict):
+            raise TypeError("asked has no names")
+        log = Log(_header(document["run"]), asked=document.get("asked"), durations=document.get("durations", {}))
         tests: dict[str, Finished] = {}
         engines: list[EngineUse] = []
         for number, line in enumerate(lines, 2):  # told where one is wrong

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -83,7 +84,26 @@ OPTIONS = ("--gpu=cpu", "--rounds=1", "--restarts=3", "--results=out")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    made = Folder(tmp_path)
+    return project(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def cut_off_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = project(tmp_path_factory.mktemp("cut-off"))
+    interrupt(made, signal.SIGTERM)
+    words(made)
+    return made.path
+
+
+@pytest.fixture
+def cut_off(tmp_path: Path, cut_off_once: Path) -> Folder:
+    """A project with a session that was cut off in `test_wait`: the same one for all tests, each with a copy."""
+    shutil.copytree(cut_off_once, tmp_path, dirs_exist_ok=True)
+    return Folder(tmp_path)
+
+
+def project(path: Path) -> Folder:
+    made = Folder(path)
     made.write(conftest=CONFTEST, test_suite=SUITE)
     promises = made.path / "baselines" / "cpu" / "smollm2-135m.yaml"
     promises.parent.mkdir(parents=True)
@@ -229,61 +249,58 @@ Change = Callable[[Folder], object]
     ids=["restarts", "gate", "promises", "tests", "conftest", "selection", "waivers", "installed"],
 )  # fmt: skip
 def test_nothing_is_kept_under_other_conditions(
-    folder: Folder, options: tuple[str, ...], change: str | None, problem: str
+    cut_off: Folder, options: tuple[str, ...], change: str | None, problem: str
 ) -> None:
-    interrupt(folder, signal.SIGTERM)
-    log = folder.path / "out" / "run.jsonl"
+    log = cut_off.path / "out" / "run.jsonl"
     if change == "baselines":
-        path = folder.path / "baselines" / "cpu" / "smollm2-135m.yaml"
+        path = cut_off.path / "baselines" / "cpu" / "smollm2-135m.yaml"
         path.write_text(path.read_text().replace("0.05", "0.6"))
     elif change == "waivers.yaml":
-        (folder.path / change).write_text("schema: 1\nwaivers: {}\n")
+        (cut_off.path / change).write_text("schema: 1\nwaivers: {}\n")
     elif change == "installed":
         header, *rest = log.read_text().splitlines()
         told = json.loads(header)
         told["asked"]["installed"]["pytest"] = "8.0"
         log.write_text("\n".join([json.dumps(told), *rest, ""]))
     elif change:
-        with (folder.path / change).open("a") as file:
+        with (cut_off.path / change).open("a") as file:
             file.write("\nMORE = 1\n")
     before = {path.name: path.read_bytes() for path in log.parent.iterdir() if path.is_file()}
-    words(folder)
+    words(cut_off)
 
-    result = folder.run(*OPTIONS, "--resume", *options)
+    result = cut_off.run(*OPTIONS, "--resume", *options)
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stdout.fnmatch_lines([problem])
-    assert words(folder) == []
+    assert words(cut_off) == []
     assert "Traceback" not in result.stdout.str()
     assert {path.name: path.read_bytes() for path in log.parent.iterdir() if path.is_file()} == before
 
 
-def test_a_line_that_was_cut_off_is_dropped_and_its_test_runs_again(folder: Folder) -> None:
-    interrupt(folder, signal.SIGKILL)
-    log = folder.path / "out" / "run.jsonl"
+def test_a_line_that_was_cut_off_is_dropped_and_its_test_runs_again(cut_off: Folder) -> None:
+    log = cut_off.path / "out" / "run.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     last = next(number for number, line in enumerate(lines) if "llama-fp8" in line and "reports" in line)
     log.write_text("".join(lines[:last]) + lines[last][:-40])
-    words(folder)
+    words(cut_off)
 
-    result = folder.run(*OPTIONS, "--resume")
+    result = cut_off.run(*OPTIONS, "--resume")
 
     result.stdout.fnmatch_lines(
         [
             "--resume: out/run.jsonl: 2 tests kept from before, and a line that was cut off while it was written is dropped; *"
         ]
     )
-    assert words(folder) == ["llama-fp8", "error", "skip", "wait", "last"]
+    assert words(cut_off) == ["llama-fp8", "error", "skip", "wait", "last"]
 
 
 @pytest.mark.parametrize(("line", "number"), [("{", 2), ("[]", 2), ('{"test": 1}', 2), ('{"else": {}}', 2)])
-def test_a_line_in_the_middle_that_is_none_is_refused(folder: Folder, line: str, number: int) -> None:
-    interrupt(folder, signal.SIGTERM)
-    log = folder.path / "out" / "run.jsonl"
+def test_a_line_in_the_middle_that_is_none_is_refused(cut_off: Folder, line: str, number: int) -> None:
+    log = cut_off.path / "out" / "run.jsonl"
     header, _, *rest = log.read_text().splitlines()
     log.write_text("\n".join([header, line, *rest, ""]))
 
-    result = folder.run(*OPTIONS, "--resume")
+    result = cut_off.run(*OPTIONS, "--resume")
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stdout.fnmatch_lines([f"ERROR: out/run.jsonl:{number}: is no*"])
