@@ -168,7 +168,9 @@ def test_a_signal_leaves_files_that_say_so(folder: Folder, number: signal.Signal
     assert {short(nodeid) for nodeid in read_log(folder.path / "out" / "run.jsonl").tests} == {
         "test_speed", "test_error", "test_skip"
     }  # fmt: skip
-    assert f"by {number.name}" in (folder.path / "out" / "summary.md").read_text()
+    page = (folder.path / "out" / "summary.md").read_text()
+    assert f"by {number.name}" in page
+    assert "### Never ran\n\n- test\\_suite.py::test\\_last" in page
     assert folder.left_over() == {}
 
 
@@ -201,6 +203,14 @@ def test_it_goes_on_to_what_it_would_have_come_to(folder: Folder, number: signal
         ]
     )
     assert folder.words("torn-down") == ["test_suite"]
+    page = (folder.path / "out" / "summary.md").read_text()
+    assert "Resumed: 3 tests of 7 ran in an earlier session, 2 in all." in page
+    assert (
+        "### What it cost\n\n- processor-hours (a processor for each rank; no GPU was used) held by engines: 0.0"
+        in page
+    )
+    # Of both sessions: three restarts of four cases in one, and of two in the other, one of which fails at its first.
+    assert [use["engine"].split("/")[3] for use in document["engines"]].count("bf16") == 6
     before, after = (properties(folder.path / name) for name in ("whole.xml", "junit.xml"))
     kept = [found.pop("llamaperf_kept_from_session", None) for found in after]
     assert kept == ["1"] * 3 + [None] * 4

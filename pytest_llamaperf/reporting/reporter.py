@@ -102,7 +102,12 @@ class Reporter:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if any(case_of(item) for item in session.items) and not self._silent:
             self._listen()  # also where nothing is kept of what the engines did
-        self._note([item.nodeid for item in session.items])
+        self._collected = tuple(item.nodeid for item in session.items)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self) -> None:
+        """Not sooner: pytest finishes a collection that was refused, too, and that changes no file."""
+        self._begin_tests()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -111,17 +116,16 @@ class Reporter:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
-        self._note(ids)
+        if ids and not self._collected:  # every worker says so, and all say the same; none of one that refused
+            self._collected = tuple(ids)
+            self._begin_tests()
 
-    def _note(self, nodeids: Sequence[str]) -> None:
-        """Which tests are to run; with pytest-xdist every worker says so, and all say the same."""
-        if nodeids and not self._collected:
-            self._collected = tuple(nodeids)
-            if self._files:
-                try:
-                    self._files.collected(collected_in(self._config.rootpath, nodeids))
-                except UsageError as problem:
-                    raise pytest.UsageError(str(problem)) from None
+    def _begin_tests(self) -> None:
+        if self._collected and self._files:
+            try:
+                self._files.collected(collected_in(self._config.rootpath, self._collected))
+            except UsageError as problem:
+                raise pytest.UsageError(str(problem)) from None
 
     @property
     def _decides(self) -> bool:
