@@ -170,7 +170,7 @@ def test_a_signal_leaves_files_that_say_so(folder: Folder, number: signal.Signal
     }  # fmt: skip
     page = (folder.path / "out" / "summary.md").read_text()
     assert f"by {number.name}" in page
-    assert "### Never ran\n\n- test\\_suite.py::test\\_last" in page
+    assert "### Never ran\n\n- test_suite.py::test_last" in page
     assert folder.left_over() == {}
 
 
@@ -190,6 +190,8 @@ def test_it_goes_on_to_what_it_would_have_come_to(folder: Folder, number: signal
     assert {word.split()[1] for word in folder.words()} == {"bf16/tp1", "modelopt-int8-sq/tp1"}
     document = folder.run_json()
     assert timeless(document) == timeless(whole)
+    lines = [json.loads(line) for line in (folder.path / "out" / "run.jsonl").read_text().splitlines()]
+    assert len([line for line in lines if "test" in line]) == 7  # each once
     assert (document["run"]["sessions"], document["run"]["interrupted"]) == (2, None)
     assert [test["session"] for test in document["tests"]] == [1, 1, 1, 2, 2, 2, 2]
     assert counts("\n".join(result.outlines)) == counts("\n".join(uninterrupted.outlines))
