@@ -306,6 +306,25 @@ def test_a_line_that_was_cut_off_is_dropped_and_its_test_runs_again(cut_off: Fol
     assert words(cut_off) == ["llama-fp8", "error", "skip", "wait", "last"]
 
 
+def test_a_session_that_is_cut_off_again_forgets_nothing(cut_off: Folder) -> None:
+    """It stops before it comes to the tests that are kept, here because it is told to begin at another end."""
+    (cut_off.path / "reversing.py").write_text("def pytest_collection_modifyitems(items): items.reverse()\n")
+
+    cut_off.run(*OPTIONS, "--resume", "-p", "reversing", "--maxfail=1")
+
+    document = cut_off.run_json()
+    tests = {test["nodeid"]: test for test in document["tests"]}
+    assert sorted(short(nodeid) for nodeid, test in tests.items() if test["session"] == 1) == ["test_speed"] * 3
+    assert sorted(short(nodeid) for nodeid, test in tests.items() if test["session"] == 2) == [
+        "test_error", "test_last", "test_skip", "test_wait"
+    ]  # fmt: skip
+    assert document["not_run"] == []
+    assert document["decision"]["releasable"] is False
+    assert words(cut_off) == ["last", "wait", "skip", "error"]
+    cut_off.run(*OPTIONS, "--resume")
+    assert words(cut_off) == ["error", "skip"]
+
+
 @pytest.mark.parametrize(("line", "number"), [("{", 2), ("[]", 2), ('{"test": 1}', 2), ('{"else": {}}', 2)])
 def test_a_line_in_the_middle_that_is_none_is_refused(cut_off: Folder, line: str, number: int) -> None:
     log = cut_off.path / "out" / "run.jsonl"

@@ -186,26 +186,33 @@ class Reporter:
 
     @pytest.hookimpl(wrapper=True, trylast=True)  # after the others, and also when a second signal ends one of them
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:
+        ended = False
         try:
-            return (yield)
+            result = yield
+            ended = True
+            return result
         finally:
             with uninterrupted():
-                self._finish(session)
+                self._finish(session, ended=ended)
 
-    def _finish(self, session: pytest.Session) -> None:
+    def _finish(self, session: pytest.Session, *, ended: bool) -> None:
+        """`ended` tells whether the others have: fixtures are torn down at the end."""
         if self._refusal:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
         if session.exitstatus == pytest.ExitCode.USAGE_ERROR:
             self._silent = True
         if self._silent:
             return
-        self._not_run = tuple(nodeid for nodeid in self._collected if nodeid not in self._tests)
+        untold = [nodeid for nodeid in self._collected if nodeid not in self._tests]
         interrupted = None
-        if session.exitstatus not in _ORDERLY_ENDS or self._interrupts.first:
-            interrupted = self._interrupts.first or f"exit status {int(session.exitstatus)}"
-            how = f"by {interrupted}" if self._interrupts.first else f"with {interrupted}"
-            self._broken.append(f"the session ended early, {how}")
-        whole = interrupted is None and not self._not_run
+        if session.exitstatus not in _ORDERLY_ENDS or not ended:
+            signal = self._interrupts.first if session.exitstatus == pytest.ExitCode.INTERRUPTED or not ended else None
+            interrupted = signal or f"exit status {int(session.exitstatus)}"
+            self._broken.append(f"the session ended early, {'by' if signal else 'with'} {interrupted}")
+        whole = interrupted is None and not untold
+        # What is settled has run, also if this session did not come to telling it again.
+        self._tests |= {nodeid: kept for nodeid in untold if self._files and (kept := self._files.settled(nodeid))}
+        self._not_run = tuple(nodeid for nodeid in untold if nodeid not in self._tests)
         if whole and (against := self._acceptance.begun_against):
             against.end()
         if self._decides:
@@ -369,6 +376,11 @@ class _Files:
     @property
     def session(self) -> int:
         return self._header.sessions
+
+    def settled(self, nodeid: str) -> TestRecord | None:
+        """What an earlier session of this run found in a test."""
+        found = self._before.tests.get(nodeid)
+        return found.record if found else None
 
     def collected(self, collected: Collected) -> None:
         """Written once in a run: a session that goes on has the same tests, or is refused."""
