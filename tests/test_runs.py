@@ -52,6 +52,7 @@ def test_a_run_is_read_back_as_it_was_written() -> None:
             "case": None,
             "attempts": 0,
             "measures": False,
+            "evidence": None,
             "session": 1,
         },
         {
@@ -62,6 +63,7 @@ def test_a_run_is_read_back_as_it_was_written() -> None:
             "case": None,
             "attempts": 0,
             "measures": False,
+            "evidence": None,
             "session": 1,
         },
     ]

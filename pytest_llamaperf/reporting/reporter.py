@@ -47,8 +47,7 @@ class Reporter:
     """A plugin object of the controlling process; workers of pytest-xdist have none."""
 
     def __init__(self, config: pytest.Config, acceptance: Acceptance) -> None:
-        self._config = config
-        self._acceptance = acceptance
+        self._config, self._acceptance = config, acceptance
         self._silent = only_looks(config)
         self._interrupts = Interrupts()
         self._tests: dict[str, TestRecord] = {}
@@ -93,7 +92,7 @@ class Reporter:
             raise pytest.UsageError(str(problem)) from None
         if before:
             self._config.stash[RESUMPTION] = Resumption.of(before)
-        self._files = _Files(folder, self._acceptance, asked, before)
+        self._files = _Files(folder, self._config, self._acceptance, asked, before)
         self._acceptance.ledger.on_end = self._files.add_engine
 
     def pytest_report_collectionfinish(self) -> list[str]:
@@ -140,6 +139,7 @@ class Reporter:
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         self._deselected += deselected_cases(items)
 
+    @pytest.hookimpl(tryfirst=True)  # a failure says where its evidence is, and others print and keep what it says
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         kept = kept_from(report)
         session = kept or (self._files.session if self._files else 1)
@@ -166,6 +166,11 @@ class Reporter:
             record = dataclasses.replace(record, outcome="skipped", reason=_reason(report))
         elif report.when == "call" and report.passed and not part and record.outcome == UNFINISHED:
             record = dataclasses.replace(record, outcome="passed", reason="")
+        if kept and self._files and (found := self._files.settled(report.nodeid)):
+            record = dataclasses.replace(record, evidence=found.evidence)  # which its report tells already
+        elif report.failed and record.case and self._files:
+            record = dataclasses.replace(record, evidence=self._files.keep_evidence(record))
+            _add_to(report, self._files.told_of(record))
         self._tests[report.nodeid] = record
         if self._files is None or kept:
             return
@@ -258,6 +263,8 @@ class Reporter:
         if self._files:
             problem = self._files.problem
             terminalreporter.write_line(problem or f"results: {self._files.path}", red=problem is not None)
+            if self._files.unkept:
+                terminalreporter.write_line(f"evidence is not complete: {self._files.unkept}", red=True)
 
     def _record(self) -> None:
         """A promise for every value that has none in git. A disk that fails is told at the end."""
@@ -326,14 +333,24 @@ class Reporter:
 
 
 class _Files:
-    """run.jsonl, run.json and summary.md of one session. A disk that fails later on is told at the end, and tests go on.
+    """What one session writes. A disk that fails later on is told at the end, and tests go on.
+
+    `unkept` is why evidence of a failure could not be kept, which changes nothing else.
 
     Raises pytest.UsageError when the folder cannot be written from the start.
     """
 
-    def __init__(self, folder: Path, acceptance: Acceptance, asked: Mapping[str, Any], before: Log | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: pytest.Config,
+        acceptance: Acceptance,
+        asked: Mapping[str, Any],
+        before: Log | None,
+    ) -> None:
         self.path = folder / "run.json"
         self.problem: str | None = None
+        self.unkept: str | None = None
         self.kept = before is not None and bool(before.tests)
         self.earlier: tuple[EngineUse, ...] = before.engines if before else ()
         self._acceptance = acceptance
@@ -358,6 +375,14 @@ class _Files:
             durations.learn({}, "")
         self._before = before or Log(self._header, asked=asked, durations=durations.to_dict())
         self._log: RunLog | None = None
+        from pytest_llamaperf.evidence.bundles import Bundles
+        from pytest_llamaperf.evidence.earlier import Earlier
+        from pytest_llamaperf.recording import commit_of
+        from pytest_llamaperf.reporting.rerunning import rerun_of
+
+        commit = commit_of(acceptance.settings.baselines)
+        earlier = Earlier(folder)  # before this run takes its place
+        self._evidence = Bundles(folder, self._header, rerun_of(config, acceptance), commit, earlier)
         if not before:
             self._begin()
 
@@ -371,6 +396,8 @@ class _Files:
         """Begun when it is known that the session has the tests of the one it goes on with; till then nothing is changed."""
         if self._log is None:
             self._log = RunLog(self.path.parent, self._header, self._before)
+            if self.session == 1:
+                self._evidence.clear()
         return self._log
 
     @property
@@ -434,6 +461,21 @@ class _Files:
                 self._opened().end()
             self._opened().close()
 
+    def keep_evidence(self, test: TestRecord) -> str | None:
+        """Where it is, None where it could not be kept: whatever goes wrong with it, a result stays what it is."""
+        try:
+            return self._evidence.write(test)
+        except Exception as problem:  # noqa: BLE001 - told, and no other failure beside the test's own
+            told = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
+            self.unkept = f"{test.nodeid}: {type(problem).__name__}: {told}"
+            return None
+
+    def told_of(self, test: TestRecord) -> str:
+        """Of the evidence of a failure."""
+        if test.evidence is None:
+            return f"could not be kept: {self.unkept}"
+        return f"{shown_path(self.path.parent / test.evidence)}: reproduce.sh there runs this test again"
+
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
         try:
@@ -444,6 +486,15 @@ class _Files:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _add_to(report: pytest.TestReport, told: str) -> None:
+    """Where a person reads of a failure: in the terminal, in JUnit, and wherever else it is printed."""
+    failure = report.longrepr
+    if add_section := getattr(failure, "addsection", None):
+        add_section("evidence", told)
+    else:  # of a worker of pytest-xdist that crashed
+        report.longrepr = f"{failure}\nevidence: {told}"
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
