@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
+from pytest_llamaperf.account import Activity, Ledger
 from pytest_llamaperf.accuracy.companions import TEXT, Look, looked_at
 from pytest_llamaperf.accuracy.references import read_reference, reference_file, write_reference
 from pytest_llamaperf.accuracy.scores import Scores
@@ -80,6 +82,7 @@ class Acceptance:
         self.openers = openers
         self.surroundings = surroundings
         self.judged: list[Verdict] = []
+        self.ledger = Ledger()
         self._books: dict[str, BaselineBook] = {}
         self._reservation: Reservation | LlamaperfError | None = None
 
@@ -129,6 +132,7 @@ class Acceptance:
             on_progress=self.surroundings.on_progress,
             steady=steady,
             closer=self.close_engine,
+            ledger=self.ledger if self.measures else None,  # a prediction holds no GPU
         )
 
     @functools.cached_property
@@ -302,6 +306,22 @@ class Acceptance:
             raise
         return None if self._gpus is None else self._gpus.check_given_back()
 
+    @contextlib.contextmanager
+    def opened(self, spec: EngineSpec) -> Iterator[Engine]:
+        """An open engine for a test to use by hand, closed afterwards. Raises as `open` does, and as the engine closes."""
+        holding = (self.ledger if self.measures else Ledger()).hold(spec)
+        try:
+            with holding.doing(Activity.LOAD):
+                engine = self.open(spec)
+            try:
+                with holding.doing(Activity.BY_TESTS):
+                    yield engine
+            finally:
+                with holding.doing(Activity.CLOSE):
+                    self.close_engine(engine)
+        finally:
+            holding.end()
+
     def check_options(self) -> None:
         """Refuse at the start what the command line alone shows to be impossible. Raises UsageError."""
         if self.settings.record and self.settings.gate:
@@ -320,8 +340,12 @@ class Acceptance:
             )
         if self.settings.against:
             self._check_against()
-        if self.settings.resume and not (self.settings.against and self.settings.results):
-            raise UsageError("--resume goes on with what --against kept in --results; it needs both")
+        if self.settings.resume and not self.settings.results:
+            raise UsageError("--resume goes on with what --results keeps; add --results DIR, the folder of that run")
+        if self.settings.resume and self.settings.record:
+            raise UsageError(
+                "--record with --resume: only what one session measured becomes promises; leave out --resume"
+            )
         if self.settings.rounds and self.engine_kind == "trtllm-bench":
             raise UsageError("--rounds with --engine trtllm-bench: every run of it is a restart; use --restarts")
         if self.settings.gpu != AUTO:

@@ -158,11 +158,12 @@ def _health(measurement: Measurement, verdict: Verdict | Rivalry) -> Mapping[str
 @contextlib.contextmanager
 def opened_engine(acceptance: Acceptance, item: pytest.Item, case: Case) -> Iterator[Engine]:
     """An open engine for the case, closed whatever becomes of the test."""
-    engine = _or_fail(item, case, lambda: acceptance.open(EngineSpec.of(case)))
+    opening = acceptance.opened(EngineSpec.of(case))
+    engine = _or_fail(item, case, opening.__enter__)
     try:
         yield engine
     finally:
-        _or_fail(item, case, lambda: acceptance.close_engine(engine))
+        _or_fail(item, case, lambda: opening.__exit__(None, None, None))
 
 
 def checkpoint_of(acceptance: Acceptance, item: pytest.Item, case: Case) -> Checkpoint:

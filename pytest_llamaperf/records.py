@@ -132,7 +132,7 @@ class TestRecord:
 
     `case` is the id of the case it is about, None for a test about none; `attempts` counts how often it was tried;
     `measures` tells whether it asked for measurements, which it then has to judge. `evidence` is the folder with what was kept
-    of its failure, from that of the results.
+    of its failure, from that of the results. `session` is the one of the run's sessions that ran it, counted from 1.
     """
 
     nodeid: str
@@ -144,6 +144,18 @@ class TestRecord:
     attempts: int = 0
     measures: bool = False
     evidence: str | None = None
+    session: int = 1
+
+    @property
+    def settled(self) -> bool:
+        """Whether a run that goes on has nothing to gain from it: it passed, or something was measured that is not good.
+
+        What was measured once counts, an interval across its limit too: whoever may ask until the answer is pleasant
+        has no evidence.
+        """
+        return self.outcome in ("passed", WAIVED) or bool(
+            {result.outcome for result in self.results} - {Outcome.PASS.value, Outcome.ERROR.value}
+        )
 
     @property
     def broke(self) -> bool:

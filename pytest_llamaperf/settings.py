@@ -26,8 +26,8 @@ class Settings:
 
     `restarts` and `rounds` are None where the hardware decides; `deadlines` come from the ini file, for they belong to a project.
     Predictions are made of `tables`.
-    `against` is the build to compare with, and `allowed` are settings in which it may differ; with `resume` a comparison that
-    was cut off goes on.
+    `against` is the build to compare with, and `allowed` are settings in which it may differ; with `resume` a run that was cut off goes
+    on.
     `lock_clocks` are MHz, or None to leave clocks alone; `wait` are seconds for another session that measures here.
     `baselines_named` tells a folder somebody asked for from the default, which need not exist yet; `waivers` and `gate_file` are
     None where nobody named one.
@@ -175,8 +175,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--resume",
         action="store_true",
-        help="with --against and --results: go on with a comparison that was cut off; what was measured then, kept in "
-        "DIR/against.jsonl, is not measured again",
+        help="with --results: go on with a run that was cut off; what DIR/run.jsonl holds as settled, measured by the same "
+        "versions with the same options, is not measured again (after a whole run: everything is)",
     )
     group.addoption(
         "--lock-clocks",

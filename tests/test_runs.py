@@ -53,6 +53,7 @@ def test_a_run_is_read_back_as_it_was_written() -> None:
             "attempts": 0,
             "measures": False,
             "evidence": None,
+            "session": 1,
         },
         {
             "nodeid": "suites/test_a.py::test_c",
@@ -63,6 +64,7 @@ def test_a_run_is_read_back_as_it_was_written() -> None:
             "attempts": 0,
             "measures": False,
             "evidence": None,
+            "session": 1,
         },
     ]
     assert document["decision"] == {

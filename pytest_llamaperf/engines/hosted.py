@@ -47,11 +47,12 @@ def started(
     host = Host(
         driver,
         log=surroundings.logs / log_name(str(spec)),
-        deadlines=deadlines or surroundings.deadlines,
+        deadlines=deadlines or surroundings.deadlines_of(spec),
         python=None if spec.runtime is None else spec.runtime.python,
         environment={**(spec.runtime.variables() if spec.runtime else {}), "TMPDIR": str(scratch.path), **environment},
         on_progress=tell,
     )
+    ending.callback(lambda: surroundings.durations.add(spec.key, host.longest))
     ending.callback(host.kill)
     return host
 
