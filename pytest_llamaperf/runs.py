@@ -6,16 +6,16 @@ survive pytest-xdist and JSON unchanged.
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pytest_llamaperf.errors import UsageError
-from pytest_llamaperf.files import UNPRINTABLE
+from pytest_llamaperf.files import UNPRINTABLE, checksum
 from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.records import Result, TestRecord
 from pytest_llamaperf.wording import shown_path
@@ -61,14 +61,18 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("run.json", "summary.md"):
             (folder / name).unlink(missing_ok=True)
-        self._file = (folder / "run.jsonl").open("w", encoding="utf-8", errors=UNPRINTABLE)
+        self._path = folder / "run.jsonl"
+        self._file = self._path.open("w", encoding="utf-8", errors=UNPRINTABLE)
         self._write({"schema": SCHEMA, "run": asdict(header)})
 
     def add(self, test: TestRecord) -> None:
         self._write({"test": test.to_dict()})
 
     def close(self) -> None:
-        self._file.close()
+        """Raises OSError also where the file is no longer the one that stands there: somebody removed or replaced it."""
+        with self._file:
+            if not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+                raise OSError(errno.ESTALE, "run.jsonl was replaced during the run")
 
     def _write(self, line: Mapping[str, object]) -> None:
         self._file.write(to_json(line) + "\n")
@@ -85,7 +89,7 @@ def run_document(header: RunHeader, tests: Sequence[TestRecord], decision: Decis
         "tests": [test.to_dict(with_results=False) for test in tests],
         "decision": decision.to_dict(),
     }
-    return {**document, "checksum": _checksum(document)}
+    return {**document, "checksum": checksum(document)}
 
 
 def read_run(path: Path) -> Run:
@@ -93,11 +97,10 @@ def read_run(path: Path) -> Run:
 
     Raises UsageError for what is not there, of another schema, damaged or changed since, and says where.
     """
-    found = path
-    if path.is_dir():
-        found = next((path / name for name in ("run.json", "run.jsonl") if (path / name).is_file()), path / "run.json")
-    where = shown_path(found)
+    where = shown_path(path)
     try:
+        found = _file(path)
+        where = shown_path(found)
         text = found.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         told = problem.strerror if isinstance(problem, OSError) else "it is no text"
@@ -109,26 +112,24 @@ def read_run(path: Path) -> Run:
         run = _finished(document)
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise UsageError(f"{where}: is no run as this version writes it: {type(problem).__name__}: {problem}") from None
-    if "checksum" in document and document["checksum"] != _checksum(document):
+    if "checksum" in document and document["checksum"] != checksum(document):
         raise UsageError(
             f"{where}: was changed after it was written, for its checksum is of other content; use the original"
         )
     return run
 
 
-def _checksum(document: Mapping[str, Any]) -> str:
-    """Of what JSON makes of a document, without the checksum itself; against accidents and hasty hands, not forgers."""
-    told = {name: value for name, value in document.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    return next((path / name for name in ("run.json", "run.jsonl") if (path / name).is_file()), path / "run.json")
 
 
 def _finished(document: Mapping[str, Any]) -> Run:
     results: dict[str, list[Result]] = {}
     for each in document["results"]:
         results.setdefault(each["nodeid"], []).append(Result.from_dict(each))
-    tests = tuple(
-        TestRecord(**{**each, "results": tuple(results.pop(each["nodeid"], ()))}) for each in document["tests"]
-    )
+    tests = tuple(TestRecord.from_dict(each, results.pop(each["nodeid"], ())) for each in document["tests"])
     if results:
         raise ValueError(f"there are results of {next(iter(results))}, and no such test")
     return Run(_header(document["run"]), tests, Decision.from_dict(document["decision"]))
@@ -141,7 +142,7 @@ def _cut_off(where: str, text: str) -> Run:
     tests = []
     for number, line in enumerate(lines, 2):
         each = _json(f"{where}:{number}", line)["test"]
-        tests.append(TestRecord(**{**each, "results": tuple(map(Result.from_dict, each["results"]))}))
+        tests.append(TestRecord.from_dict(each, map(Result.from_dict, each["results"])))
     return Run(header, tuple(tests))
 
 
@@ -153,6 +154,8 @@ def _header(told: Mapping[str, Any]) -> RunHeader:
     for name in ("versions", "fingerprint"):
         if not isinstance(getattr(header, name), Mapping):
             raise TypeError(f"{name} has no names")
+    if not isinstance(header.finished, str | None):
+        raise TypeError("finished is no text")
     return header
 
 
@@ -168,12 +171,18 @@ def _parsed(where: str, text: str) -> Mapping[str, Any]:
 
 def _json(where: str, text: str) -> dict[str, Any]:
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_refused)
     except json.JSONDecodeError as problem:
         raise UsageError(f"{where}: is no JSON (line {problem.lineno}: {problem.msg}); was it cut off?") from None
+    except (ValueError, RecursionError) as problem:
+        raise UsageError(f"{where}: is no JSON: {problem}") from None
     if not isinstance(document, dict):
         raise UsageError(f"{where}: is no run")
     return document
+
+
+def _refused(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}")
 
 
 def to_json(value: Mapping[str, Any], *, indent: int | None = None) -> str:
