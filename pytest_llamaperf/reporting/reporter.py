@@ -17,7 +17,7 @@ from pytest_llamaperf.checking import case_of_report, measures_of_report, result
 from pytest_llamaperf.collecting import DESELECTED, REFUSAL, deselected_cases, only_looks
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import write_atomically
-from pytest_llamaperf.gates import Decision, decide
+from pytest_llamaperf.gates import Decision, decide, scope
 from pytest_llamaperf.records import UNFINISHED, WAIVED, TestRecord
 from pytest_llamaperf.requirements import Requirement
 from pytest_llamaperf.runs import Run, RunHeader, RunLog, run_document, to_json
@@ -128,6 +128,7 @@ class Reporter:
         if self._acceptance.settings.record:
             self._record()
         if self._files:
+            self._files.close_log()
             self._files.finish(list(self._tests.values()), self._decision())
         closed = self._acceptance.settings.gate and not self._decision().releasable
         lost = self._recording_failed or (self._files is not None and self._files.problem is not None)
@@ -148,7 +149,8 @@ class Reporter:
         terminalreporter.write(summary_text(results, width=width, color=color))
         if gate:
             terminalreporter.section("release gate")
-            terminalreporter.write(decision_text(self._decision(), width=width, color=color))
+            about = scope(self._acceptance.gpu, self._acceptance.engine_kind)
+            terminalreporter.write(decision_text(self._decision(), about, width=width, color=color))
         against = self._acceptance.begun_against
         if against and against.summary:
             terminalreporter.write_line(against.summary)
@@ -228,13 +230,23 @@ class _Files:
         with self._telling():
             self._log.add(test)
 
-    def finish(self, tests: Sequence[TestRecord], decision: Decision) -> None:
+    def close_log(self) -> None:
         with self._telling():
             self._log.close()
+
+    def finish(self, tests: Sequence[TestRecord], decision: Decision) -> None:
+        """Both files or, so that none of them says yes for a run that ends with no, neither."""
+        header = dataclasses.replace(self._header, finished=_now())
+        summary = self.path.with_name("summary.md")
         with self._telling():
-            header = dataclasses.replace(self._header, finished=_now())
-            write_atomically(self.path, to_json(run_document(header, tests, decision), indent=1) + "\n")
-            write_atomically(self.path.with_name("summary.md"), markdown_of(Run(header, tuple(tests), decision)))
+            try:
+                write_atomically(self.path, to_json(run_document(header, tests, decision), indent=1) + "\n")
+                write_atomically(summary, markdown_of(Run(header, tuple(tests), decision)))
+            except OSError:
+                for path in (self.path, summary):
+                    with contextlib.suppress(OSError):
+                        path.unlink(missing_ok=True)
+                raise
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
