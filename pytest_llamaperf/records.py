@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from pytest_llamaperf.verdicts import Outcome, Verdict
 
 # What a waiver says at least.
 _WAIVER = frozenset({"reason", "owner", "expires", "file", "line"})
+_LARGEST = 1e300  # of any quantity
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,19 @@ class Result:
                 raise TypeError(f"{name} of {self.nodeid} is no text: {text!r}")
         promised = self.baseline["value"] if self.baseline is not None else None
         numbers = (*self.values, *(n for n in (self.value, self.low, self.high, promised) if n is not None))
-        if not all(isinstance(n, float | int) and math.isfinite(n) for n in numbers):
+        kinds = self.operators.values()
+        numbers += tuple(n for told in (self.metrics, self.paired, *kinds) for n in told.values())
+        if not all(map(_is_number, numbers)):
             raise ValueError(f"a value of {self.nodeid} is no number")
+        if not all(isinstance(text, str) for text in (*self.notes, *self.fingerprint.get("versions", {}).values())):
+            raise TypeError(f"a note or a version of {self.nodeid} is no text")
         if self.waiver is not None and not _WAIVER.issubset(self.waiver):
             raise ValueError(f"a waiver without {', '.join(sorted(_WAIVER - set(self.waiver)))}")
+
+
+def _is_number(value: object) -> bool:
+    """That is finite, and no int of JSON that is too large for a float."""
+    return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 # The outcome of a test that was started and never ended.
@@ -166,6 +175,17 @@ class TestRecord:
         return Outcome.ERROR not in told if self.outcome == "error" else not told
 
     __test__ = False  # not a test class, whatever pytest reads into its name
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], results: Iterable[Result]) -> TestRecord:
+        """Raises TypeError or ValueError for what is no test."""
+        test = cls(**{**data, "results": tuple(results)})
+        texts = (test.nodeid, test.outcome, test.reason, "" if test.case is None else test.case)
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"nodeid, outcome, reason or case of {test.nodeid} is no text")
+        if not _is_number(test.duration) or type(test.attempts) is not int or type(test.measures) is not bool:
+            raise TypeError(f"duration, attempts or measures of {test.nodeid} is of another kind")
+        return test
 
     def to_dict(self, *, with_results: bool = True) -> dict[str, Any]:
         fields = asdict(self)

@@ -7,18 +7,18 @@ survive pytest-xdist and JSON unchanged.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from pytest_llamaperf.account import EngineUse
 from pytest_llamaperf.errors import UsageError
-from pytest_llamaperf.files import UNPRINTABLE, write_atomically
+from pytest_llamaperf.files import UNPRINTABLE, checksum, write_atomically
 from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.interrupts import uninterrupted
 from pytest_llamaperf.records import Result, TestRecord
@@ -116,10 +116,10 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("run.json", "summary.md"):
             (folder / name).unlink(missing_ok=True)
-        path = folder / "run.jsonl"
+        self._path = folder / "run.jsonl"
         # Whole, so that a session that is killed here leaves the file of the one before it.
-        write_atomically(path, "".join(to_json(line) + "\n" for line in _lines(begin or Log(header), header)))
-        self._file = path.open("a", encoding="utf-8", errors=UNPRINTABLE)
+        write_atomically(self._path, "".join(to_json(line) + "\n" for line in _lines(begin or Log(header), header)))
+        self._file = self._path.open("a", encoding="utf-8", errors=UNPRINTABLE)
 
     def collected(self, collected: Collected) -> None:
         self._write({"collected": asdict(collected)})
@@ -134,8 +134,15 @@ class RunLog:
         """The run is whole: there is nothing to go on with."""
         self._write({"ended": True})
 
+    def check(self) -> None:
+        """Raises OSError where the file is no longer the one that stands there: somebody removed or replaced it."""
+        if not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+            raise OSError(errno.ESTALE, "run.jsonl was replaced during the run")
+
     def close(self) -> None:
-        self._file.close()
+        """Raises OSError as `check` does."""
+        with self._file:
+            self.check()
 
     def _write(self, line: Mapping[str, object]) -> None:
         with uninterrupted():
@@ -180,7 +187,7 @@ def run_document(
         "durations": dict(durations),
         "decision": decision.to_dict(),
     }
-    return {**document, "checksum": _checksum(document)}
+    return {**document, "checksum": checksum(document)}
 
 
 def read_run(path: Path) -> Run:
@@ -188,14 +195,13 @@ def read_run(path: Path) -> Run:
 
     Raises UsageError for what is not there, of another schema, damaged or changed since, and says where.
     """
-    found = path
-    if path.is_dir():
-        found = next((path / name for name in ("run.json", "run.jsonl") if (path / name).is_file()), path / "run.json")
-    where = shown_path(found)
-    if found.suffix == ".jsonl":
-        log = read_log(found)
-        return Run(log.header, tuple(finished.record for finished in log.tests.values()), engines=log.engines)
+    where = shown_path(path)
     try:
+        found = _file(path)
+        where = shown_path(found)
+        if found.suffix == ".jsonl":
+            log = read_log(found)
+            return Run(log.header, tuple(finished.record for finished in log.tests.values()), engines=log.engines)
         text = found.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise _unreadable(where, problem) from None
@@ -204,7 +210,7 @@ def read_run(path: Path) -> Run:
         run = _finished(document)
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise UsageError(f"{where}: is no run as this version writes it: {type(problem).__name__}: {problem}") from None
-    if "checksum" in document and document["checksum"] != _checksum(document):
+    if "checksum" in document and document["checksum"] != checksum(document):
         raise UsageError(
             f"{where}: was changed after it was written, for its checksum is of other content; use the original"
         )
@@ -216,19 +222,17 @@ def _unreadable(where: str, problem: OSError | UnicodeDecodeError) -> UsageError
     return UsageError(f"{where}: cannot be read: {told}; name a folder that --results wrote")
 
 
-def _checksum(document: Mapping[str, Any]) -> str:
-    """Of what JSON makes of a document, without the checksum itself; against accidents and hasty hands, not forgers."""
-    told = {name: value for name, value in document.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    return next((path / name for name in ("run.json", "run.jsonl") if (path / name).is_file()), path / "run.json")
 
 
 def _finished(document: Mapping[str, Any]) -> Run:
     results: dict[str, list[Result]] = {}
     for each in document["results"]:
         results.setdefault(each["nodeid"], []).append(Result.from_dict(each))
-    tests = tuple(
-        TestRecord(**{**each, "results": tuple(results.pop(each["nodeid"], ()))}) for each in document["tests"]
-    )
+    tests = tuple(TestRecord.from_dict(each, results.pop(each["nodeid"], ())) for each in document["tests"])
     if results:
         raise ValueError(f"there are results of {next(iter(results))}, and no such test")
     return Run(
@@ -311,7 +315,7 @@ def _with(before: Finished | None, now: Finished) -> Finished:
 
 
 def _record(told: Mapping[str, Any]) -> TestRecord:
-    return TestRecord(**{**told, "results": tuple(map(Result.from_dict, told["results"]))})
+    return TestRecord.from_dict(told, map(Result.from_dict, told["results"]))
 
 
 def _header(told: Mapping[str, Any]) -> RunHeader:
@@ -324,8 +328,9 @@ def _header(told: Mapping[str, Any]) -> RunHeader:
             raise TypeError(f"{name} has no names")
     if not isinstance(header.sessions, int):
         raise TypeError("sessions is no number")
-    if not isinstance(header.interrupted, str | None):
-        raise TypeError("interrupted is no text")
+    for name in ("finished", "resumed", "interrupted"):
+        if not isinstance(getattr(header, name), str | None):
+            raise TypeError(f"{name} is no text")
     return header
 
 
@@ -341,12 +346,18 @@ def _parsed(where: str, text: str) -> Mapping[str, Any]:
 
 def _json(where: str, text: str) -> dict[str, Any]:
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_refused)
     except json.JSONDecodeError as problem:
         raise UsageError(f"{where}: is no JSON (line {problem.lineno}: {problem.msg}); was it cut off?") from None
+    except (ValueError, RecursionError) as problem:
+        raise UsageError(f"{where}: is no JSON: {problem}") from None
     if not isinstance(document, dict):
         raise UsageError(f"{where}: is no run")
     return document
+
+
+def _refused(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}")
 
 
 def to_json(value: Mapping[str, Any], *, indent: int | None = None) -> str:

@@ -102,13 +102,30 @@ def test_a_damaged_run_is_read_or_refused_and_never_a_traceback(
         ({"decision": {"releasable": True, "reasons": ["error"]}}, "its decision contradicts its reasons"),
         ({"tests": []}, "there are results of a.py::test_b, and no such test"),
         ({"results": [{"nodeid": "x"}]}, "is no run as this version writes it: KeyError"),
+        ({"decision": {"releasable": 1, "reasons": []}}, "its decision is neither yes nor no"),
+        ({"decision": {"releasable": True, "reasons": {}}}, "a reason of its decision is no text"),
+        ({"results": [{**JUDGED.to_dict(), "fingerprint": {"settings": None}}]}, "the settings of .* are no object"),
+        ({"results": [{**JUDGED.to_dict(), "metrics": {"ttft_p99": 10**400}}]}, "a value of .* is no number"),
+        ({"tests": [{**TESTS[0].to_dict(with_results=False), "duration": "1"}]}, "duration, attempts or measures of"),
         (
             {"results": [{**JUDGED.to_dict(), "waiver": {"owner": "me", "line": 1}}]},
             "a waiver without expires, file, reason",
         ),
         ({"results": [{**JUDGED.to_dict(), "fingerprint": {"settings": [1]}}]}, "the settings of .* are no object"),
     ],
-    ids=["newer", "contradicts itself", "of no test", "half a result", "half a waiver", "settings without names"],
+    ids=[
+        "newer",
+        "contradicts itself",
+        "of no test",
+        "half a result",
+        "neither yes nor no",
+        "no list of reasons",
+        "no settings",
+        "no float",
+        "no duration",
+        "half a waiver",
+        "settings without names",
+    ],
 )
 def test_what_is_no_run_is_refused(folder: Path, change: dict[str, object], problem: str) -> None:
     path = folder / "run.json"

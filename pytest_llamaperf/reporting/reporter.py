@@ -18,7 +18,7 @@ from pytest_llamaperf.checking import case_of_report, measures_of_report, result
 from pytest_llamaperf.collecting import DESELECTED, REFUSAL, case_of, deselected_cases, only_looks
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import write_atomically
-from pytest_llamaperf.gates import Decision, decide
+from pytest_llamaperf.gates import Decision, decide, scope
 from pytest_llamaperf.interrupts import Interrupts, uninterrupted
 from pytest_llamaperf.measurements import Source
 from pytest_llamaperf.records import UNFINISHED, WAIVED, TestRecord
@@ -228,6 +228,7 @@ class Reporter:
         if self._acceptance.settings.record:
             self._record()
         if self._files:
+            self._files.check_log()
             self._files.finish(
                 list(self._tests.values()), self._decision(), self._not_run, interrupted=interrupted, whole=whole
             )
@@ -250,7 +251,8 @@ class Reporter:
         terminalreporter.write(summary_text(results, width=width, color=color))
         if gate:
             terminalreporter.section("release gate")
-            terminalreporter.write(decision_text(self._decision(), width=width, color=color))
+            about = scope(self._acceptance.gpu, self._acceptance.engine_kind)
+            terminalreporter.write(decision_text(self._decision(), about, width=width, color=color))
         against = self._acceptance.begun_against
         if against and against.summary:
             terminalreporter.write_line(against.summary)
@@ -432,6 +434,10 @@ class _Files:
             f"{self._header.started}; this is session {self.session}"
         )
 
+    def check_log(self) -> None:
+        with self._telling():
+            self._opened().check()
+
     def finish(
         self,
         tests: Sequence[TestRecord],
@@ -441,21 +447,27 @@ class _Files:
         interrupted: str | None,
         whole: bool,
     ) -> None:
+        """run.json and summary.md or, so that none of them says yes for a run that ends with no, neither."""
         engines = (*self.earlier, *self._acceptance.ledger.uses)
+        header = dataclasses.replace(self._header, finished=_now(), interrupted=interrupted)
+        document = run_document(
+            header,
+            tests,
+            decision,
+            not_run=not_run,
+            engines=engines,
+            durations=self._acceptance.surroundings.durations.to_dict(),
+        )
+        summary = self.path.with_name("summary.md")
         with self._telling():
-            self._opened()
-            header = dataclasses.replace(self._header, finished=_now(), interrupted=interrupted)
-            document = run_document(
-                header,
-                tests,
-                decision,
-                not_run=not_run,
-                engines=engines,
-                durations=self._acceptance.surroundings.durations.to_dict(),
-            )
-            write_atomically(self.path, to_json(document, indent=1) + "\n")
-            run = Run(header, tuple(tests), decision, tuple(not_run), engines)
-            write_atomically(self.path.with_name("summary.md"), markdown_of(run))
+            try:
+                write_atomically(self.path, to_json(document, indent=1) + "\n")
+                write_atomically(summary, markdown_of(Run(header, tuple(tests), decision, tuple(not_run), engines)))
+            except OSError:
+                for path in (self.path, summary):
+                    with contextlib.suppress(OSError):
+                        path.unlink(missing_ok=True)
+                raise
         with self._telling():
             if whole and self.problem is None:
                 self._opened().end()
