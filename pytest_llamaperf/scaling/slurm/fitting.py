@@ -58,14 +58,20 @@ class Cluster:
             if name not in names:
                 _refuse(profile, "partition", f"no partition {name!r} here; {nearest(name, names)}")
         if profile.merge.partition and profile.merge.partition not in names:
-            _refuse(profile, "merge", f"no partition {profile.merge.partition!r} here; {nearest(profile.merge.partition, names)}")
+            _refuse(
+                profile,
+                "merge",
+                f"no partition {profile.merge.partition!r} here; {nearest(profile.merge.partition, names)}",
+            )
         shown = ",".join(sorted(wanted))
         nodes = {node.name: node for node in found if node.partition in wanted and node.name not in profile.exclude}
         if not nodes:
             raise UsageError(f"--on slurm: the partition {shown} has no node that is not excluded")
         unknown = set(profile.exclude) - {node.name for node in found}
         if unknown:
-            _refuse(profile, "exclude", f"no node {min(unknown)!r} here; {nearest(min(unknown), {n.name for n in found})}")
+            _refuse(
+                profile, "exclude", f"no node {min(unknown)!r} here; {nearest(min(unknown), {n.name for n in found})}"
+            )
         return cls(shown, tuple(nodes.values()))
 
     @property

@@ -22,21 +22,32 @@ _ANSWER = 60.0
 UNLIMITED = float("inf")
 
 # States in which a job is still to run, runs, or is being cleared away; in all others it has ended.
-_LIVE = frozenset(
-    "PENDING RUNNING SUSPENDED COMPLETING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESIZING SIGNALING STAGE_OUT "
-    "STOPPED SPECIAL_EXIT RESV_DEL_HOLD".split()
-)
+_LIVE = (
+    "PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESIZING",
+    "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT", "RESV_DEL_HOLD",
+)  # fmt: skip
 # States of nodes that get no job, at least for now.
 _CLOSED = ("down", "drain", "fail", "future", "inval", "maint", "unk", "no_respond", "power", "reboot", "perfctrs")
 # ... of which these are still, or will be, up for jobs.
 _OPEN_ANYWAY = ("powering_up", "power_saving", "powered_down")
+
+# What sbatch says where the controller is busy, restarted or not reached; and where more jobs than allowed were submitted.
+_MOMENTARY = re.compile(
+    r"did not answer|Unable to contact slurm controller|timed out|refused|Zero Bytes|temporarily|Unexpected message",
+    re.IGNORECASE,
+)
+_TOO_MANY = re.compile(r"MaxSubmitJob|MaxJobs|job submit limit", re.IGNORECASE)
 
 
 class NoAnswer(LlamaperfError):
     """Slurm did not answer, or not to this."""
 
 
-class TooManyJobs(NoAnswer):
+class Refused(NoAnswer):
+    """Slurm answered no, and would again."""
+
+
+class TooManyJobs(Refused):
     """A limit on how many jobs may be submitted: with fewer in the queue it would be taken."""
 
 
@@ -54,8 +65,8 @@ class Job:
     reason: str = ""
 
     @property
-    def waits(self) -> bool:
-        return self.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+    def runs(self) -> bool:
+        return self.state in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
 
     @property
     def ended(self) -> bool:
@@ -96,13 +107,18 @@ class Slurm:
     """The scheduler of the cluster this machine belongs to. Every method raises NoAnswer where Slurm does not do it."""
 
     def submit(self, script: Path, options: Sequence[str] = ()) -> str:
-        """The id of the new job. Raises TooManyJobs where it is one too many for now."""
+        """The id of the new job. Raises TooManyJobs where it is one too many for now, Refused where it is never taken.
+
+        After any other NoAnswer the job may have been taken all the same.
+        """
         try:
             answer = _ask("sbatch", "--parsable", *options, str(script))
         except NoAnswer as problem:
-            if re.search(r"Max(Submit)?Job(s|Limit|PerUser)|MaxSubmit|job submit limit", str(problem), re.IGNORECASE):
+            if _TOO_MANY.search(str(problem)):
                 raise TooManyJobs(str(problem)) from None
-            raise
+            if _MOMENTARY.search(str(problem)):
+                raise
+            raise Refused(str(problem)) from None
         id = answer.strip().partition(";")[0]  # followed by the cluster's name where there are several
         if not id.isdecimal():
             raise NoAnswer(f"sbatch --parsable {script} answered {answer.strip()[:200]!r} and no id of a job")
@@ -123,7 +139,9 @@ class Slurm:
 
     def nodes(self) -> list[Node]:
         """Of all partitions this user may see; a node in two of them is there twice."""
-        return [_node(line) for line in _ask("sinfo", "--noheader", "--Node", "--format=%R|%P|%N|%T|%G|%l|%E").splitlines()]
+        return [
+            _node(line) for line in _ask("sinfo", "--noheader", "--Node", "--format=%R|%P|%N|%T|%G|%l|%E").splitlines()
+        ]
 
 
 def check_commands() -> None:
@@ -142,6 +160,17 @@ def gpus_of(gres: str) -> int:
     entries = re.sub(r"\([^)]*\)", "", gres).split(",")
     counts = [entry.split(":")[-1] for entry in entries if entry.partition(":")[0] == "gpu"]
     return sum(int(count) for count in counts if count.isdecimal())
+
+
+def nodes_of(names: str) -> list[str]:
+    """The nodes in Slurm's short form: `n[01-03,7],m2` are n01, n02, n03, n7 and m2."""
+    found: list[str] = []
+    for prefix, ranges, suffix in re.findall(r"([^,\[\]]+)(?:\[([^\]]*)\])?([^,\[\]]*)", names):
+        for part in ranges.split(",") if ranges else [""]:
+            first, _, last = part.partition("-")
+            numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)] if last else [first]
+            found += [f"{prefix}{number}{suffix}" for number in numbers]
+    return found
 
 
 def minutes_of(limit: str) -> float:
@@ -165,7 +194,9 @@ def _job(line: str) -> Job:
 
 def _node(line: str) -> Node:
     partition, marked, name, state, gres, limit, why = (part.strip() for part in line.split("|", 6))
-    return Node(name, partition, marked.endswith("*"), state, gpus_of(gres), minutes_of(limit), "" if why == "none" else why)
+    return Node(
+        name, partition, marked.endswith("*"), state, gpus_of(gres), minutes_of(limit), "" if why == "none" else why
+    )
 
 
 def _ask(*command: str) -> str:

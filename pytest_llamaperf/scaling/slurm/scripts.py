@@ -15,8 +15,8 @@ from pytest_llamaperf.scaling.slurm.profiles import Profile
 
 JOBS = "slurm"
 
-# What `timeout` exits with when it ended what it ran, and when it had to kill it.
-TIMED_OUT = 124
+# The command llamaperf, by a name that needs no PATH.
+_LLAMAPERF = (sys.executable, "-m", "pytest_llamaperf.commands")
 
 # Minutes a merge may take.
 _MERGE_MINUTES = 30
@@ -33,18 +33,19 @@ def shard_script(campaign: Campaign, shard: Shard, seat: Seat, profile: Profile)
     launched = seat.nodes > 1
     options = [
         f"--comment=run {campaign.manifest.id} shard {shard.key}",
-        f"--output={campaign.folder(shard) / OUTPUT}",
+        f"--output={_literal(campaign.folder(shard) / OUTPUT)}",
         f"--time={seat.job_minutes}",
         f"--nodes={seat.nodes}",
         f"--ntasks-per-node={seat.gpus if launched else 1}",
         *([f"--gres={profile.gres}:{seat.gpus}"] if seat.gpus else []),
         *([f"--cpus-per-task={seat.slots}"] if seat.slots > 1 else []),
         *(["--exclusive"] if alone else []),
+        *([f"--exclude={','.join(profile.exclude)}"] if profile.exclude else []),
         *profile.sbatch,
     ]
     command = campaign.command(shard)
     if launched:
-        command = ["srun", "--mpi=pmix", *profile.srun, sys.executable, "-m", "pytest_llamaperf.commands", "launch", *command]
+        command = ["srun", "--mpi=pmix", *profile.srun, *_LLAMAPERF, "launch", *command]
     elif profile.srun:
         command = ["srun", "--ntasks=1", *profile.srun, *command]
     return _script(
@@ -53,20 +54,19 @@ def shard_script(campaign: Campaign, shard: Shard, seat: Seat, profile: Profile)
         f"# {shard}: {len(shard.tests)} tests, expected to take {shard.minutes:.1f} minutes ({shard.basis}).",
         f"# At its time limit the shard is told to end, and writes its report; {ENDING_SECONDS} seconds later it is killed.",
         *profile.setup,
-        f"mkdir -p {shlex.quote(str(campaign.folder(shard)))}",
         f"exec timeout --foreground --kill-after={ENDING_SECONDS} {math.ceil(seat.minutes * 60)} \\\n    {shlex.join(command)}",
     )
 
 
 def merge_script(campaign: Campaign, profile: Profile) -> str:
     """The job that merges what there is. It is submitted to wait for the end of all others."""
-    command = [sys.executable, "-m", "pytest_llamaperf.commands", "merge", str(campaign.path.resolve())]
+    command = [*_LLAMAPERF, "merge", str(campaign.path)]
     return _script(
         campaign,
         [
             *_placed(profile, profile.merge.partition or profile.partition),
             f"--comment=run {campaign.manifest.id} merge",
-            f"--output={folder(campaign) / 'merge.log'}",
+            f"--output={_literal(folder(campaign) / 'merge.log')}",
             f"--time={_MERGE_MINUTES}",
             *profile.merge.sbatch,
         ],
@@ -78,7 +78,7 @@ def merge_script(campaign: Campaign, profile: Profile) -> str:
 
 def folder(campaign: Campaign) -> Path:
     """Of the scripts."""
-    return campaign.path.resolve() / JOBS
+    return campaign.path / JOBS
 
 
 def _placed(profile: Profile, partition: str) -> list[str]:
@@ -100,6 +100,11 @@ def _script(campaign: Campaign, options: Sequence[str], *lines: str) -> str:
             "",
         ]
     )
+
+
+def _literal(path: Path) -> str:
+    """Where %j and the like would be the number of the job."""
+    return str(path).replace("%", "%%")
 
 
 def _quoted(option: str) -> str:
