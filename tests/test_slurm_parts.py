@@ -183,9 +183,7 @@ def test_which_nodes_get_jobs(state: str, is_open: bool) -> None:
 TWO = Cluster.of(Profile(), [node("n1"), node("n2")])
 
 
-@pytest.mark.parametrize(
-    ("devices", "nodes", "gpus"), [(1, 1, 1), (8, 1, 8), (16, 2, 8), (12, 2, 6), (10, 2, 5)]
-)
+@pytest.mark.parametrize(("devices", "nodes", "gpus"), [(1, 1, 1), (8, 1, 8), (16, 2, 8), (12, 2, 6), (10, 2, 5)])
 def test_a_shard_has_the_fewest_nodes_that_share_it_evenly(devices: int, nodes: int, gpus: int) -> None:
     seat = TWO.seat(shard(devices=devices), ABOUT, Profile())
 
@@ -194,7 +192,9 @@ def test_a_shard_has_the_fewest_nodes_that_share_it_evenly(devices: int, nodes: 
 
 @pytest.mark.parametrize("devices", [9, 11, 17, 32])
 def test_more_gpus_than_there_are_are_refused(devices: int) -> None:
-    with pytest.raises(UsageError, match=rf"tp1/5f0c2a9e needs {devices} GPUs, and the partition h200 has 2 nodes with 8"):
+    with pytest.raises(
+        UsageError, match=rf"tp1/5f0c2a9e needs {devices} GPUs, and the partition h200 has 2 nodes with 8"
+    ):
         TWO.seat(shard(devices=devices), ABOUT, Profile())
 
 
@@ -242,7 +242,9 @@ def test_what_the_cluster_does_not_have_is_refused(tmp_path: Path, text: str, pr
 
 
 def test_without_a_default_partition_one_is_asked_for() -> None:
-    with pytest.raises(UsageError, match="no default partition; name one in a profile, with --profile FILE; known: h200"):
+    with pytest.raises(
+        UsageError, match="no default partition; name one in a profile, with --profile FILE; known: h200"
+    ):
         Cluster.of(Profile(), [node("n1", default=False)])
 
 
@@ -333,14 +335,17 @@ def test_merging_needs_no_gpu_and_may_have_a_partition_of_its_own() -> None:
 def test_a_percent_sign_in_a_path_is_no_number_of_a_job() -> None:
     made = campaign(shard(), path=Path("/results/100%j"))
 
-    assert "--output=/results/100%%j/shards/" in shard_script(made, made.manifest.shards[0], Seat(1, 1, 1, 1.0), Profile())
+    assert "--output=/results/100%%j/shards/" in shard_script(
+        made, made.manifest.shards[0], Seat(1, 1, 1, 1.0), Profile()
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.sets(st.integers(0, 9))), unique_by=lambda pair: pair[0]))
 def test_every_shard_is_submitted_once_and_after_what_it_waits_for(drawn: list[tuple[int, set[int]]]) -> None:
     """What a manifest allows: never in a circle, here by waiting only for smaller numbers."""
     shards = [
-        shard(str(number), after=tuple(str(each) for each in sorted(others) if each < number)) for number, others in drawn
+        shard(str(number), after=tuple(str(each) for each in sorted(others) if each < number))
+        for number, others in drawn
     ]
 
     order = [each.key for each in in_turn(shards)]

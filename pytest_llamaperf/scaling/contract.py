@@ -10,14 +10,19 @@ directory, and leaves the rest to `merging`. A shard is a process that
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.files import write_atomically
 from pytest_llamaperf.hosting.processes import Exit
 from pytest_llamaperf.runs import RunHeader, read_run
 from pytest_llamaperf.runtimes import installed_versions
@@ -39,6 +44,10 @@ SHARDS = "shards"
 LOST = "lost"
 JUNIT = "junit.xml"
 OUTPUT = "output.log"
+REASON = "no-results.txt"
+
+# Attempts at a shard that was lost: it may do better a second time, and seldom a third.
+ATTEMPTS = 2
 
 # Exit statuses of pytest after which a shard has results: passed, failed, nothing collected.
 WITH_RESULTS = (0, 1, 5)
@@ -58,6 +67,16 @@ class Ending:
 
     end: End
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run at a place. `without` are shards that ended without results, and why; `left` those that were not
+    ended; `interrupted`: somebody asked to stop."""
+
+    without: Mapping[str, str]
+    left: tuple[Shard, ...]
+    interrupted: bool
 
 
 @dataclass(frozen=True)
@@ -121,6 +140,31 @@ class Campaign:
         while (target := lost / f"{folder.name}-{attempt}").exists():
             attempt += 1
         folder.rename(target)
+
+    def note(self, shard: Shard, reason: str) -> None:
+        """Keep why a shard has no results, for who merges: its own files cannot say who killed it."""
+        self.folder(shard).mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder(shard) / REASON, f"{reason}\n")
+
+    def reason(self, shard: Shard) -> str:
+        """What was noted, empty where nothing was."""
+        try:
+            return (self.folder(shard) / REASON).read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            return ""
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Raises UsageError where another process runs the same manifest, on this machine or through a shared folder."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UsageError(f"{shown_path(self.path)}: another `llamaperf run` is at work there") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def check(self) -> None:
         """Refuse to start what could not be merged. Raises UsageError.

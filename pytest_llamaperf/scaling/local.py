@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import FrameType
-
-from filelock import FileLock, Timeout
 
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.hosting.processes import Exit, Family
-from pytest_llamaperf.scaling.contract import DEVICES, GRANT, MACHINE, OUTPUT, RUN, Campaign, End, Ending
+from pytest_llamaperf.scaling.contract import (
+    ATTEMPTS,
+    DEVICES,
+    GRANT,
+    MACHINE,
+    OUTPUT,
+    RUN,
+    Campaign,
+    End,
+    Ending,
+    Outcome,
+)
 from pytest_llamaperf.scaling.manifest import PERFORMANCE, Shard
 from pytest_llamaperf.scaling.queueing import Running, Waiting, seconds_left, startable
+from pytest_llamaperf.scaling.stopping import stopping
 from pytest_llamaperf.scaling.watching import Busy, Standing, Watcher, duration, ranges
 from pytest_llamaperf.wording import shown_path
 
-# Attempts at a shard that was lost: the machine may do better a second time, and seldom a third.
-ATTEMPTS = 2
 # Seconds between two looks at what has ended, and between two pictures of how things stand.
 GLANCE, PICTURE = 0.05, 1.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """`without` are shards that ended without results, and why; `left` those that were never begun."""
-
-    without: dict[str, str]
-    left: tuple[Shard, ...]
-    interrupted: bool
 
 
 @dataclass
@@ -75,7 +72,7 @@ class Node:
 
         Raises UsageError where another process runs the same manifest.
         """
-        with self._locked(), _stopping() as stopped:
+        with self.campaign.locked(), stopping() as stopped:
             self._end_what_was_left()
             remaining = self.campaign.remaining()
             self._done = len(self.campaign.manifest.shards) - len(remaining)
@@ -93,18 +90,6 @@ class Node:
                 for each in self._running:
                     self._end(each)
             return Outcome(self._without, tuple(left), bool(stopped))
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = FileLock(self.campaign.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise UsageError(f"{shown_path(self.campaign.path)}: another `llamaperf run` is at work there") from None
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _end_what_was_left(self) -> None:
         """Of an earlier `run` that was killed: whatever it started still holds devices."""
@@ -219,27 +204,12 @@ class Node:
             self.watcher.tell(f"ended    {shard} after {duration(seconds)}")
             return
         self._without[shard.key] = ending.reason
+        self.campaign.note(shard, ending.reason)
         output = shown_path(self.campaign.folder(shard) / OUTPUT)
         self.watcher.tell(f"no results of {shard}: {ending.reason}; its output: {output}")
 
     def _show(self, queue: Sequence[Shard]) -> None:
         now = time.monotonic()
-        running = tuple(Busy(each.shard, each.devices, now - each.began) for each in self._running)
+        running = tuple(Busy(each.shard, ranges(each.devices), now - each.began) for each in self._running)
         left = seconds_left(self._waiting(queue), self._at_work(), devices=self._usable(), now=now)
         self.watcher.show(Standing(running, tuple(queue), self._done, len(self._without), left))
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[list[int]]:
-    """A list of the signals that asked to stop; what is being ended is not disturbed by a second one."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

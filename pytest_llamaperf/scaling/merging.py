@@ -49,7 +49,7 @@ def merge(campaign: Campaign) -> Merged:
         try:
             runs[shard.key] = _read(campaign, shard)
         except _Unusable as problem:
-            problems[shard.key] = str(problem)
+            problems[shard.key] = "; ".join(filter(None, (str(problem), campaign.reason(shard))))
     for key, why in _of_other_machines({key: run.header for key, run in runs.items()}).items():
         del runs[key]
         problems[key] = why

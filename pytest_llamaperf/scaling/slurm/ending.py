@@ -52,7 +52,8 @@ def _by_status(job: Job, done: bool) -> Ending:
         return Ending(End.BROKEN, f"it was told to end at its time limit on {job.node}")
     if status == TIMED_OUT_AND_KILLED:
         return Ending(
-            End.BROKEN, f"it was told to end at its time limit on {job.node}, did not in {ENDING_SECONDS} s, and was killed"
+            End.BROKEN,
+            f"it was told to end at its time limit on {job.node}, did not in {ENDING_SECONDS} s, and was killed",
         )
     if done:
         return Ending(End.DONE) if status in WITH_RESULTS else _broken(job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pytest_llamaperf.errors import LlamaperfError, UsageError
+from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import write_atomically
-from pytest_llamaperf.scaling.contract import WITH_RESULTS, Campaign, End, Ending, Outcome
+from pytest_llamaperf.scaling.contract import ATTEMPTS, WITH_RESULTS, Campaign, End, Outcome
 from pytest_llamaperf.scaling.manifest import Shard
 from pytest_llamaperf.scaling.slurm.ending import ending
 from pytest_llamaperf.scaling.slurm.fitting import Cluster, Seat
@@ -22,9 +21,6 @@ from pytest_llamaperf.scaling.slurm.scripts import folder, job_name, merge_scrip
 from pytest_llamaperf.scaling.stopping import stopping
 from pytest_llamaperf.scaling.watching import Busy, Standing, Watcher, duration
 from pytest_llamaperf.wording import counted
-
-# Tries of a shard that the cluster lost.
-ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -98,8 +94,8 @@ class Followed:
         """Submit every shard that has no results yet, and a job that merges at the end.
 
         With `detach` that is all. Else they are followed until the last has ended; Ctrl-C, SIGTERM, SIGHUP and every error
-        cancel them. Raises UsageError where jobs of this run are in the queue already, and NoAnswer where Slurm refuses a
-        job or does not answer for long.
+        cancel them. Raises UsageError where jobs of this run are in the queue already or Slurm refuses one, and NoAnswer
+        where it does not answer for long.
         """
         with self.campaign.locked(), stopping() as self._stopped:
             self._refuse_what_is_queued()
@@ -136,7 +132,7 @@ class Followed:
     # Submitting.
 
     def _submit(self, all_at_once: bool) -> None:
-        """What is not submitted yet, then the job that merges. Raises NoAnswer where Slurm refuses."""
+        """What is not submitted yet, then the job that merges. Raises Refused where Slurm does not take one."""
         try:
             while self._queue and not self._stopped and not self._unsure:
                 self._submit_shard(self._queue[0])
@@ -146,8 +142,6 @@ class Followed:
         except TooManyJobs as problem:
             if all_at_once or not self._live:
                 raise Refused(f"{problem}: the cluster takes {len(self._live)} jobs of this run at a time") from None
-        except Refused:
-            raise
         except NoAnswer as problem:
             if all_at_once:
                 raise
@@ -259,7 +253,6 @@ class Followed:
         self._without[shard.key] = reason
         self.campaign.note(shard, reason)
         self.watcher.tell(f"no results of {shard}: {reason}")
-        self._merge_due = self._merge_due or not self._live  # the job that merges may have been faster than the reason
 
     def _was_silent(self, problem: NoAnswer) -> None:
         """Raises `problem` after it has lasted for long."""
@@ -309,7 +302,9 @@ class Followed:
             except NoAnswer as failure:
                 problem = str(failure)
             if time.monotonic() > until:
-                self.watcher.tell(f"jobs may be left: {problem}; look with squeue --name={self.name}, end them with scancel")
+                self.watcher.tell(
+                    f"jobs may be left: {problem}; look with squeue --name={self.name}, end them with scancel"
+                )
                 return
             time.sleep(min(1.0, self.pace.look))
 

@@ -43,7 +43,7 @@ class NoAnswer(LlamaperfError):
     """Slurm did not answer, or not to this."""
 
 
-class Refused(NoAnswer):
+class Refused(UsageError):
     """Slurm answered no, and would again."""
 
 
