@@ -64,6 +64,7 @@ srun: [--container-image=/images/a b.sqsh]
 setup: [module load cuda]
 minutes: {factor: 2, least: 10.5}
 merge: {partition: cpu, sbatch: [--mem=4G]}
+look: 30
 """
 
 
@@ -82,6 +83,7 @@ def test_a_profile_is_read(tmp_path: Path) -> None:
         setup=("module load cuda",),
         minutes=Minutes(2.0, 10.5),
         merge=Merging("cpu", ("--mem=4G",)),
+        look=30.0,
     )
 
 
@@ -111,6 +113,7 @@ def test_a_profile_may_say_nothing(tmp_path: Path) -> None:
         ("schema: 1\nsrun: [--mpi=none]\n", "'--mpi=none' cannot stand in 'srun': every script sets it"),
         ("schema: 1\nminutes: {factor: 0.5}\n", "'factor' must be at least 1"),
         ("schema: 1\nminutes: {least: 0}\n", "'least' is minutes, above 0"),
+        ("schema: 1\nlook: 0\n", "slurm.yaml:2: 'look' is seconds, above 0"),
         ("schema: 1\nshare_nodes: sometimes\n", "'share_nodes' must be true or false"),
     ],
 )

@@ -24,13 +24,12 @@ from pytest_llamaperf.wording import counted
 
 
 @dataclass(frozen=True)
-class Pace:
-    """In seconds. look: between two questions to Slurm, which is there for others too. patience: how long it may fail to
-    answer. settle: how long a report may take to be seen here, as over NFS. ending: how long cancelled jobs may take."""
+class Patience:
+    """In seconds. silence: how long Slurm may fail to answer. report: how long one may take to be seen here, as over NFS.
+    ending: how long cancelled jobs may take."""
 
-    look: float = 10.0
-    patience: float = 600.0
-    settle: float = 60.0
+    silence: float = 600.0
+    report: float = 60.0
     ending: float = 180.0
 
 
@@ -70,7 +69,7 @@ class Followed:
     profile: Profile
     cluster: Cluster
     watcher: Watcher
-    pace: Pace = field(default_factory=Pace)
+    patience: Patience = field(default_factory=Patience)
     _queue: deque[_Try] = field(init=False, default_factory=deque)
     _live: dict[str, _Try] = field(init=False, default_factory=dict)
     _without: dict[str, str] = field(init=False, default_factory=dict)
@@ -220,7 +219,7 @@ class Followed:
         done = self.campaign.is_done(each.shard)
         each.ended = each.ended or time.monotonic()
         wrote = each.seen is not None and each.seen.exit_status in WITH_RESULTS
-        if not done and wrote and time.monotonic() - each.ended < self.pace.settle:
+        if not done and wrote and time.monotonic() - each.ended < self.patience.report:
             return
         del self._live[id]
         end = ending(each.seen, done=done)
@@ -260,7 +259,7 @@ class Followed:
         if self._silent is None:
             self._silent = now
             self.watcher.tell(f"Slurm    does not answer: {problem}")
-        elif now - self._silent > self.pace.patience:
+        elif now - self._silent > self.patience.silence:
             raise NoAnswer(f"Slurm has not answered for {duration(now - self._silent)}: {problem}") from None
 
     # Showing, waiting, ending.
@@ -280,16 +279,16 @@ class Followed:
         )
 
     def _wait(self) -> None:
-        until = time.monotonic() + self.pace.look
+        until = time.monotonic() + self.profile.look
         while time.monotonic() < until and not self._stopped:
-            time.sleep(min(0.1, self.pace.look))
+            time.sleep(min(0.1, self.profile.look))
 
     def _cancel(self) -> None:
         """All jobs of this run, with any whose id never arrived; until none is left, so that their devices are free.
 
         A shard is told to end before it is killed, and its engine with it.
         """
-        until = time.monotonic() + self.pace.ending
+        until = time.monotonic() + self.patience.ending
         problem = ""
         while True:
             try:
@@ -306,7 +305,7 @@ class Followed:
                     f"jobs may be left: {problem}; look with squeue --name={self.name}, end them with scancel"
                 )
                 return
-            time.sleep(min(1.0, self.pace.look))
+            time.sleep(min(1.0, self.profile.look))
 
 
 def described(node: Node) -> str:

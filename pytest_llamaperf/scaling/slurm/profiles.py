@@ -14,6 +14,7 @@
     setup: [module load cuda, source /opt/trtllm/env]  # lines of shell before a shard
     minutes: {factor: 3, least: 30}   # time limit of a shard: its expected minutes by factor, and never less
     merge: {partition: cpu, sbatch: [--mem=4G]}        # of the job that merges, which needs no GPU
+    look: 10                          # seconds between two questions to Slurm, which is there for others too
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class Profile:
     setup: tuple[str, ...] = ()
     minutes: Minutes = Minutes()
     merge: Merging = Merging()
+    look: float = 10.0
     document: Section | None = None
 
 
@@ -101,7 +103,7 @@ def read_profile(path: Path) -> Profile:
     document = read_document(path)
     document.only(
         "schema", "partition", "account", "qos", "gres", "exclude", "share_nodes", "sbatch", "srun", "setup", "minutes",
-        "merge",
+        "merge", "look",
     )  # fmt: skip
     document.expect_schema(SCHEMA)
     return Profile(
@@ -116,6 +118,7 @@ def read_profile(path: Path) -> Profile:
         setup=tuple(document.texts("setup")),
         minutes=_minutes(document),
         merge=_merge(document),
+        look=_look(document),
         document=document,
     )
 
@@ -137,6 +140,13 @@ def _merge(document: Section) -> Merging:
     section = document.section("merge")
     section.only("partition", "sbatch")
     return Merging(_word(section, "partition"), _options(section, "sbatch", _OURS))
+
+
+def _look(document: Section) -> float:
+    seconds = document.number("look", Profile.look)
+    if seconds <= 0:
+        raise document.error(f"'look' is seconds, above 0, found {seconds:g}", key="look")
+    return seconds
 
 
 def _word(section: Section, key: str, default: str = "") -> str:

@@ -1,0 +1,417 @@
+"""A run on Slurm that answers as a test says: what is rare on a real cluster, and what has to hold then."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.gates import Decision
+from pytest_llamaperf.runs import RunHeader, run_document, to_json
+from pytest_llamaperf.scaling.contract import Campaign
+from pytest_llamaperf.scaling.manifest import ACCURACY, About, Manifest, Shard
+from pytest_llamaperf.scaling.slurm.fitting import Cluster
+from pytest_llamaperf.scaling.slurm.following import Followed, Patience
+from pytest_llamaperf.scaling.slurm.profiles import Profile
+from pytest_llamaperf.scaling.slurm.scheduler import Job, NoAnswer, Node, Refused, TooManyJobs
+from pytest_llamaperf.scaling.watching import Standing
+
+RUN_ID = "8b9f0a5e-1111"
+QUICK = Profile(look=0.001)
+
+
+class Lines:
+    """Keeps what is told; `at` is called with every picture."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.pictures: list[Standing] = []
+        self.at: Callable[[Standing], None] = lambda standing: None
+
+    def tell(self, line: str) -> None:
+        self.lines.append(line)
+
+    def show(self, standing: Standing) -> None:
+        self.pictures.append(standing)
+        self.at(standing)
+
+    def close(self) -> None: ...
+
+    def told(self, words: str) -> bool:
+        return any(words in line for line in self.lines)
+
+
+class Scripted:
+    """A cluster of two nodes on which a job ends when it is next looked at, as `fates` of its shard say, in turn: a state
+    and a status of waitpid, by default with results. `submitted` are script and options of every job.
+
+    `room` is how many jobs may be in the queue; `silent` how many questions in a row get no answer, `mute` how many
+    submissions are done and not answered.
+    """
+
+    def __init__(self, campaign: Campaign) -> None:
+        self.campaign = campaign
+        self.fates: dict[str, list[tuple[str, int]]] = {}
+        self.submitted: list[tuple[str, tuple[str, ...]]] = []
+        self.cancelled: list[str] = []
+        self.room, self.silent, self.mute = 1000, 0, 0
+        self.writes_results = True
+        self.closed: set[str] = set()
+        self._jobs: dict[str, Job] = {}
+        self._shards: dict[str, Shard] = {}
+
+    def submit(self, script: Path, options: Sequence[str] = ()) -> str:
+        if sum(not job.ended for job in self._jobs.values()) >= self.room:
+            raise TooManyJobs("job submit limit")
+        id = str(len(self._jobs) + 1)
+        self.submitted.append((script.stem, tuple(options)))
+        self._jobs[id] = Job(id, "PENDING")
+        for shard in self.campaign.manifest.shards:
+            if self.campaign.folder(shard).name == script.stem:
+                self._shards[id] = shard
+        if self.mute:
+            self.mute -= 1
+            raise NoAnswer("sbatch did not answer")
+        return id
+
+    def jobs(self, name: str) -> dict[str, Job]:
+        assert name == "llamaperf-8b9f0a5e"
+        if self.silent:
+            self.silent -= 1
+            raise NoAnswer("squeue ended with 1: Unable to contact slurm controller")
+        for id, job in self._jobs.items():
+            if job.state == "RUNNING":
+                self._jobs[id] = self._ended(id)
+            elif job.state == "PENDING":
+                self._jobs[id] = Job(id, "RUNNING", 0, "n1")
+        return dict(self._jobs)
+
+    def _ended(self, id: str) -> Job:
+        shard = self._shards.get(id)
+        if shard is None:  # the job that merges
+            return Job(id, "COMPLETED", 0, "n1")
+        fates = self.fates.get(shard.key, [])
+        if fates:
+            return Job(id, *fates.pop(0), "n1")
+        if self.writes_results:
+            write_results(self.campaign, shard)
+        return Job(id, "COMPLETED", 0, "n1")
+
+    def cancel(self, name: str) -> None:
+        for id in [id for id, job in self._jobs.items() if not job.ended]:
+            self.cancel_job(id)
+
+    def cancel_job(self, id: str) -> None:
+        if not self._jobs[id].ended:
+            self.cancelled.append(id)
+            self._jobs[id] = Job(id, "CANCELLED")
+
+    def nodes(self) -> list[Node]:
+        return [
+            Node(
+                name,
+                "h200",
+                True,
+                "drained" if name in self.closed else "idle",
+                8,
+                240.0,
+                "hot" if name in self.closed else "",
+            )
+            for name in ("n1", "n2")
+        ]
+
+    @property
+    def live(self) -> list[str]:
+        return [id for id, job in self._jobs.items() if not job.ended]
+
+
+def write_results(campaign: Campaign, shard: Shard) -> None:
+    """As little as `Campaign.is_done` wants."""
+    header = RunHeader("x", "2026-11-26T10:00:00Z", "h200", "torch", shard={"run": RUN_ID, "key": shard.key})
+    document = run_document(header, (), Decision(("a part of a run",)))
+    (campaign.folder(shard) / "run.json").write_text(to_json(document))
+
+
+def shard(key: str, *after: str, devices: int = 1) -> Shard:
+    return Shard(key, (key,), ("test_a.py::test_it",), devices, ACCURACY, 1.0, "a guess", after=after)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[..., tuple[Followed, Scripted, Lines]]:
+    def make(*shards: Shard, patience: Patience | None = None) -> tuple[Followed, Scripted, Lines]:
+        about = About("h200", "torch", "torch", {}, str(tmp_path), str(tmp_path), str(tmp_path), False, None, None)
+        campaign = Campaign(Manifest(RUN_ID, "2026-11-26T10:00:00Z", ("suites/",), about, shards), tmp_path / "out")
+        campaign.path.mkdir()
+        slurm, lines = Scripted(campaign), Lines()
+        cluster = Cluster.of(QUICK, slurm.nodes())
+        waits = patience or Patience(silence=30.0, report=0.0, ending=5.0)
+        return Followed(campaign, slurm, QUICK, cluster, lines, waits), slurm, lines
+
+    return make
+
+
+Made = Callable[..., tuple[Followed, Scripted, Lines]]
+
+
+def names(slurm: Scripted) -> list[str]:
+    return [script for script, _ in slurm.submitted]
+
+
+def test_the_results_of_the_double_are_results(made: Made) -> None:
+    followed, _, _ = made(shard("a"))
+    only = followed.campaign.manifest.shards[0]
+    followed.campaign.folder(only).mkdir(parents=True)
+
+    write_results(followed.campaign, only)
+
+    assert followed.campaign.is_done(only)
+
+
+def test_every_shard_is_a_job_and_one_merges_after_all(made: Made) -> None:
+    followed, slurm, lines = made(shard("a"), shard("b"))
+
+    outcome = followed.run()
+
+    assert slurm.submitted == [("0001-a", ()), ("0002-b", ()), ("merge", ("--dependency=afterany:1:2",))]
+    assert (outcome.without, outcome.left, outcome.interrupted) == ({}, (), False)
+    assert [(line.split()[0], line.split()[1]) for line in lines.lines] == [
+        ("started", "a"), ("started", "b"), ("ended", "a"), ("ended", "b"),
+    ]  # fmt: skip
+    assert lines.pictures[0].waiting == (shard("a"), shard("b"))
+    assert (slurm.live, slurm.cancelled) == ([], [])
+
+
+def test_what_quantizes_is_submitted_first_and_waited_for(made: Made) -> None:
+    followed, slurm, _ = made(shard("large", "maker"), shard("maker"))
+
+    followed.run()
+
+    assert slurm.submitted[:2] == [("0002-maker", ()), ("0001-large", ("--dependency=afterany:1",))]
+
+
+def test_only_what_has_no_results_is_run(made: Made) -> None:
+    followed, slurm, _ = made(shard("a"), shard("b"))
+    done = followed.campaign.manifest.shards[0]
+    followed.campaign.folder(done).mkdir(parents=True)
+    write_results(followed.campaign, done)
+
+    followed.run()
+
+    assert names(slurm) == ["0002-b", "merge"]
+
+
+def test_what_the_cluster_lost_is_tried_once_more_on_another_node(made: Made) -> None:
+    followed, slurm, lines = made(shard("a"))
+    slurm.fates["a"] = [("NODE_FAIL", 0)]
+
+    outcome = followed.run()
+
+    assert slurm.submitted[2] == ("0001-a", ("--exclude=n1",))
+    assert outcome.without == {}
+    assert lines.told("lost     a: its node n1 failed; it is tried once more on another node")
+    assert slurm.submitted[-1] == ("merge", ("--dependency=afterany:3",))
+    assert slurm.live == []
+
+
+def test_what_is_lost_twice_is_told_with_both_reasons(made: Made) -> None:
+    followed, slurm, _ = made(shard("a"))
+    slurm.fates["a"] = [("NODE_FAIL", 0), ("FAILED", 9)]
+
+    outcome = followed.run()
+
+    reason = "its node n1 failed; tried again, it was ended by SIGKILL on n1"
+    assert outcome.without == {"a": reason}
+    assert followed.campaign.reason(shard("a")) == reason
+    assert names(slurm).count("0001-a") == 2
+
+
+def test_without_another_node_nothing_is_tried_again(made: Made) -> None:
+    followed, slurm, lines = made(shard("a"))
+    slurm.fates["a"] = [("NODE_FAIL", 0)]
+    slurm.closed = {"n2"}
+
+    outcome = followed.run()
+
+    assert outcome.without == {"a": "its node n1 failed; no other node is open to try it again (n2 drained: hot)"}
+    assert lines.told("node     n2 drained: hot")
+    assert names(slurm) == ["0001-a", "merge"]
+
+
+def test_whoever_is_pushed_aside_may_come_back_to_its_node(made: Made) -> None:
+    followed, slurm, _ = made(shard("a"))
+    slurm.fates["a"] = [("PREEMPTED", 0)]
+
+    followed.run()
+
+    assert slurm.submitted[2] == ("0001-a", ())
+
+
+@pytest.mark.parametrize("fate", [("FAILED", 124 * 256), ("OUT_OF_MEMORY", 9), ("CANCELLED", 0), ("FAILED", 4 * 256)])
+def test_what_would_end_like_that_again_is_not_tried_again(made: Made, fate: tuple[str, int]) -> None:
+    followed, slurm, _ = made(shard("a"))
+    slurm.fates["a"] = [fate]
+
+    outcome = followed.run()
+
+    assert names(slurm) == ["0001-a", "merge"]
+    assert list(outcome.without) == ["a"]
+
+
+def test_what_an_attempt_left_is_kept_aside(made: Made) -> None:
+    followed, slurm, _ = made(shard("a"))
+    slurm.fates["a"] = [("NODE_FAIL", 0)]
+
+    followed.run()
+
+    assert (followed.campaign.path / "lost" / "0001-a-1").is_dir()
+    assert followed.campaign.is_done(shard("a"))
+
+
+def test_a_report_may_be_seen_late(made: Made) -> None:
+    followed, slurm, lines = made(shard("a"), patience=Patience(silence=30.0, report=30.0, ending=5.0))
+    slurm.writes_results = False
+    lines.at = lambda standing: write_results(followed.campaign, shard("a")) if len(lines.pictures) == 6 else None
+
+    outcome = followed.run()
+
+    assert outcome.without == {}
+    assert names(slurm) == ["0001-a", "merge"]
+
+
+def test_a_report_that_is_never_seen_is_waited_for_only_so_long(made: Made) -> None:
+    followed, slurm, _ = made(shard("a"), patience=Patience(silence=30.0, report=0.05, ending=5.0))
+    slurm.writes_results = False
+
+    outcome = followed.run()
+
+    assert "no report of it is seen here: is its folder on a file system that all nodes share?" in outcome.without["a"]
+
+
+def test_more_jobs_than_are_allowed_wait_for_others_to_end(made: Made) -> None:
+    followed, slurm, _ = made(*(shard(key) for key in "abcde"))
+    slurm.room = 2
+
+    outcome = followed.run()
+
+    assert names(slurm) == ["0001-a", "0002-b", "0003-c", "0004-d", "0005-e", "merge"]
+    assert outcome.left == ()
+
+
+def test_a_limit_that_takes_none_is_told(made: Made) -> None:
+    followed, slurm, _ = made(shard("a"))
+    slurm.room = 0
+
+    with pytest.raises(Refused, match="job submit limit: the cluster takes 0 jobs of this run at a time"):
+        followed.run()
+
+
+def test_to_detach_all_must_be_taken(made: Made) -> None:
+    followed, slurm, _ = made(shard("a"), shard("b"))
+    slurm.room = 1
+
+    with pytest.raises(Refused, match="takes 1 jobs of this run at a time"):
+        followed.run(detach=True)
+
+    assert (slurm.live, slurm.cancelled) == ([], ["1"])
+
+
+def test_detached_jobs_are_left_to_the_cluster(made: Made) -> None:
+    followed, slurm, _ = made(shard("a"), shard("b"))
+
+    outcome = followed.run(detach=True)
+
+    assert slurm.live == ["1", "2", "3"]
+    assert slurm.submitted[-1] == ("merge", ("--dependency=afterany:1:2",))
+    assert not outcome.interrupted
+
+
+def test_jobs_that_are_queued_already_are_refused(made: Made) -> None:
+    followed, slurm, _ = made(shard("a"))
+    followed.run(detach=True)
+    again = Followed(followed.campaign, slurm, QUICK, followed.cluster, Lines())
+
+    with pytest.raises(
+        UsageError,
+        match=r"2 jobs of this run in Slurm's queue already \(1, 2\): wait .*scancel --name=llamaperf-8b9f0a5e",
+    ):
+        again.run()
+
+    assert slurm.live == ["1", "2"]
+
+
+def test_a_slurm_that_is_silent_for_a_moment_is_tolerated(made: Made) -> None:
+    followed, slurm, lines = made(shard("a"))
+    lines.at = lambda standing: setattr(slurm, "silent", 3 if len(lines.pictures) == 1 else slurm.silent)
+
+    outcome = followed.run()
+
+    assert outcome.without == {}
+    assert sum("does not answer" in line for line in lines.lines) == 1
+
+
+def test_a_slurm_that_is_silent_for_long_is_told_and_what_can_be_is_cancelled(made: Made) -> None:
+    followed, slurm, lines = made(shard("a"), patience=Patience(silence=0.1, report=0.0, ending=0.2))
+    lines.at = lambda standing: setattr(slurm, "silent", 10**9)
+
+    with pytest.raises(NoAnswer, match="Slurm has not answered for 0 s: squeue ended with 1: Unable to contact"):
+        followed.run()
+
+    assert slurm.cancelled == ["1", "2"]
+    assert lines.told("jobs may be left: squeue ended with 1")
+
+
+def test_a_submission_without_an_answer_is_not_there_twice(made: Made) -> None:
+    followed, slurm, _ = made(shard("a"), shard("b"))
+    slurm.mute = 1
+
+    outcome = followed.run()
+
+    assert slurm.cancelled == ["1"]
+    assert names(slurm) == ["0001-a", "0001-a", "0002-b", "merge"]
+    assert outcome.without == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_cancels_everything(made: Made, number: signal.Signals) -> None:
+    followed, slurm, lines = made(shard("a"), shard("b"))
+    lines.at = lambda standing: os.kill(os.getpid(), number)
+
+    outcome = followed.run()
+
+    assert outcome.interrupted
+    assert [each.key for each in outcome.left] == ["a", "b"]
+    assert slurm.live == []
+    assert lines.told("all jobs of this run are cancelled")
+
+
+def test_any_error_cancels_everything(made: Made) -> None:
+    followed, slurm, lines = made(shard("a"))
+
+    def broken(standing: Standing) -> None:
+        raise OSError("the terminal is gone")
+
+    lines.at = broken
+
+    with pytest.raises(OSError, match="the terminal is gone"):
+        followed.run()
+
+    assert slurm.live == []
+
+
+def test_a_shard_that_fits_nowhere_is_refused_before_anything_is_submitted(made: Made) -> None:
+    with pytest.raises(UsageError, match="needs 64 GPUs"):
+        made(shard("a"), shard("b", devices=64))
+
+
+def test_the_scripts_are_kept(made: Made) -> None:
+    followed, _, _ = made(shard("a"))
+
+    followed.run()
+
+    assert sorted(path.name for path in (followed.campaign.path / "slurm").iterdir()) == ["0001-a.sh", "merge.sh"]
+    assert json.dumps(RUN_ID) not in (followed.campaign.path / "slurm" / "0001-a.sh").read_text()
