@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_llamaperf.detection.evidence import Loss, location, needed, proven
 from pytest_llamaperf.detection.noise import restart_noise
-from pytest_llamaperf.detection.readings import Cell, Readings, logarithm_of, logarithms, loss_of
+from pytest_llamaperf.detection.readings import Cell, Readings, logarithm_of, logarithms, loss_of, matrix
 from pytest_llamaperf.detection.rule import Allowance, Rule
 from pytest_llamaperf.detection.screening import screen
 from pytest_llamaperf.errors import EngineError, UsageError
@@ -96,7 +96,8 @@ def simulated_noise(sd: float, outliers: float, modes: float, seed: int = 3) -> 
         values = sd * rng.standard_normal(restarts) + 0.2 * (rng.random(restarts) < outliers)
         return [float(value) for value in values + 0.05 * (rng.random(restarts) < modes)]
 
-    releases = [[release(size) for size in (5, 2, 3, 3, 3, 3, 3, 3)] for _ in range(200)]
+    cells = [[release(size) for size in (5, 2, 3, 3, 3, 3, 3, 3)] for _ in range(200)]
+    releases = [matrix(restarts) for restarts in zip(*cells, strict=True)]
     return float(np.median(np.sqrt(restart_noise(releases, ["m"] * 200, 0.12, 0.0).variance)))
 
 
@@ -112,17 +113,18 @@ def test_two_modes_are_noise() -> None:
 
 
 def test_levels_of_releases_are_no_noise() -> None:
-    level = [[0.0, 0.01, 0.02], [5.0, 5.01, 5.02], [-3.0, -2.99, -2.98]]
+    levels = [[0.0, 0.01, 0.02], [5.0, 5.01, 5.02], [-3.0, -2.99, -2.98]]
 
-    noise = restart_noise([level] * 8, ["m"] * 8, 0.0, 0.0)
+    noise = restart_noise([matrix([level] * 8) for level in levels], ["m"] * 8, 0.0, 0.0)
 
     assert np.sqrt(noise.variance) == pytest.approx(0.01, rel=0.1)
 
 
 def test_a_cell_without_repeats_has_the_noise_of_its_family() -> None:
-    known = [[0.0, 0.01, 0.02]] * 4
+    known = [[0.0, 0.01, 0.02]] * 8
+    releases = [matrix([*known, [0.0]]), *[matrix([*known, []])] * 3]
 
-    noise = restart_noise([*[known] * 8, [[0.0]]], ["m"] * 9, 0.0, 0.0)
+    noise = restart_noise(releases, ["m"] * 9, 0.0, 0.0)
 
     assert noise.variance[8] == pytest.approx(noise.variance[0], rel=0.2)
     assert noise.freedom[8] < noise.freedom[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib
 import itertools
 import json
 import os
@@ -564,6 +565,35 @@ def test_a_long_table_shows_the_last_versions_and_says_so(llamaperf: Any, tmp_pa
     assert shown.count("... 85 before") == 5
     assert shown.count("1.89 ") == 5
     assert "the last 5 versions of each; all: name fewer cases, or --json" in shown
+
+
+def test_of_very_many_values_the_first_cases_are_shown_and_the_rest_is_counted(
+    llamaperf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("pytest_llamaperf.commands.history"), "MOST", 7)
+    models = [CASE.replace("8b", f"{n}b") for n in range(1, 6)]
+    with open_history(str(tmp_path / "default.sqlite"), create=True) as opened:
+        opened.add([observed(run=f"run-{n}", case=case) for case in models for n in range(3)])
+    shown = llamaperf("--source", "measured").output
+    told = " ".join(shown.split())
+
+    assert told.startswith("the first 2 of 5 cases, 6 of 15 values: name fewer by --metric, ")
+    assert ("llama-3.1-2b" in shown, "llama-3.1-3b" in shown) == (True, False)
+    whole = llamaperf("--source", "measured", "--all").output
+    assert "the first" not in whole
+    assert "llama-3.1-5b" in whole
+    assert len(json.loads(llamaperf("--json", "--source", "measured").output)["lines"]) == 5
+    assert "the first" not in llamaperf("--source", "measured", "--model", "llama-3.1-5b").output
+
+
+def test_at_least_one_case_is_shown_however_many_values_it_has(history: History) -> None:
+    history.add([observed(run=f"run-{n}") for n in range(3)])
+
+    found = history.beginning(1, source="measured")
+
+    assert (len(found.observations), found.cases, found.values) == (3, 1, 3)
+    with pytest.raises(UsageError, match="nothing of model 'x'"):
+        history.beginning(1, model="x")
 
 
 def test_names_do_not_steer_the_terminal(llamaperf: Any, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pytest_llamaperf.detection.confirming import Confirmation
 from pytest_llamaperf.detection.deciding import decide
 from pytest_llamaperf.detection.noise import Noise, restart_noise
 from pytest_llamaperf.detection.orders import Restart
-from pytest_llamaperf.detection.readings import Cell, Side
+from pytest_llamaperf.detection.readings import Cell, Side, matrix
 from pytest_llamaperf.detection.rule import Rule
 from pytest_llamaperf.detection.screening import screen
 from pytest_llamaperf.metrics import Better
@@ -101,7 +101,8 @@ def researched(suite: Suite) -> Answer:
         for row, new, old in zip(suite.baseline, suite.candidate, suite.history, strict=True)
     ]
     names = [metric.name for metric in suite.metrics]
-    noise = restart_noise([_capped(groups) for groups in releases], names, 0.0, 0.003)
+    capped = [matrix(cells) for cells in zip(*map(_capped, releases), strict=True)]
+    noise = restart_noise(capped, names, 0.0, 0.003)
     variance, freedom = noise.variance, noise.freedom
     tolerance, bound = (np.array([x * (2 if n == "ttft_median" else 1) for n in names]) for x in (0.005, 0.03))
     loss = suite.candidate[:, :SCREENED].mean(axis=1) - _trimmed(suite.baseline)

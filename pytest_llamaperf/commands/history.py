@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _DB = click.option(
     "--db", metavar="URL", help="A path or URL.  [default: $LLAMAPERF_HISTORY, or a file of the user's data]"
 )
+MOST = 5_000  # values, some fifty lines of a hundred runs: nobody reads more, and they are there in a second
 _FEW = 3  # names in a line
 # Options by the part of an observation that they choose.
 _FILTERS = {
@@ -46,9 +48,10 @@ def _filters(command: Any) -> Any:
 @click.group(invoke_without_command=True, short_help="What is known of every version: measured, predicted, published.")
 @_filters
 @_DB
+@click.option("--all", "whole", is_flag=True, help=f"Also of more than {MOST:,} values each case.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON on standard output.")
 @click.pass_context
-def history(ctx: click.Context, /, db: str | None, as_json: bool, **wanted: tuple[str, ...]) -> None:
+def history(ctx: click.Context, /, db: str | None, whole: bool, as_json: bool, **wanted: tuple[str, ...]) -> None:
     """Show values by version, where they are not comparable (break), and where a level moved (step).
 
     \b
@@ -69,19 +72,19 @@ def history(ctx: click.Context, /, db: str | None, as_json: bool, **wanted: tupl
         part: [name.strip() for text in texts for name in text.split(",")] for part, texts in wanted.items() if texts
     }
     with open_history(db) as opened:
-        if not chosen and not as_json:
+        if not chosen and not as_json and not whole:
             _print(telling.overview(opened.groups()))
             return
-        observations = opened.find(**chosen)
+        found = opened.beginning(sys.maxsize if whole or as_json else MOST, **chosen)
     if as_json:
         from pytest_llamaperf.history.documents import document
         from pytest_llamaperf.runs import to_json
 
-        click.echo(to_json(document(observations)))
-    elif not observations:
+        click.echo(to_json(document(found.observations)))
+    elif not found.observations:
         raise UsageError("nothing in the history is all of that; leave out one of the options")
     else:
-        _print(telling.tables(observations))
+        _print(telling.excerpt(found))
 
 
 @history.command("import", short_help="Add runs, reports and published figures.")

@@ -233,8 +233,10 @@ def _impossible(pair: Pair) -> str:
 
 
 def _is_quantity(values: Sequence[float], unit: str) -> bool:
+    """Looked at one by one only where a sum does not tell: it is finite of nothing else, but for what overflows."""
     least = min(values)
-    return (least > 0 or (least == 0 and unit in _SCORES)) and all(map(math.isfinite, values))
+    positive = least > 0 or (least == 0 and unit in _SCORES)
+    return positive and (math.isfinite(sum(values)) or all(map(math.isfinite, values)))
 
 
 def _has_restarts(pair: Pair, rule: Rule) -> bool:

@@ -75,9 +75,9 @@ def pair_up(before: Iterable[Observation], after: Iterable[Observation]) -> Pair
 
 
 def _by_key(observations: Iterable[Observation]) -> dict[_Key, list[Observation]]:
-    found: dict[_Key, list[Observation]] = {}
+    found: dict[_Key, list[Observation]] = defaultdict(list)
     for one in observations:
-        found.setdefault((one.case, one.metric), []).append(one)
+        found[one.case, one.metric].append(one)
     return found
 
 

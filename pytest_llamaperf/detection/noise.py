@@ -6,13 +6,10 @@ Spread is only ever taken within one release: levels of releases differ because 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
-
-from pytest_llamaperf.detection.readings import matrix
 
 if TYPE_CHECKING:
     from pytest_llamaperf.detection.readings import Numbers
@@ -33,27 +30,23 @@ class Noise:
         return Noise(self.variance[list(cells)], self.freedom[list(cells)])
 
 
-def restart_noise(
-    releases: Sequence[Sequence[Sequence[float]]], families: Sequence[str], outliers: float, floor: float
-) -> Noise:
-    """For each cell, logarithms of restarts by release; families are names of metrics.
+def restart_noise(releases: Sequence[Numbers], families: Sequence[str], outliers: float, floor: float) -> Noise:
+    """Of each release the logarithms of its restarts, a cell in each row, filled up with NaN; families are names of metrics.
 
     Raises nothing: a cell without two restarts of any release has the noise of its family.
     """
     import numpy as np
 
-    variance, freedom = np.full(len(releases), np.nan), np.zeros(len(releases))
-    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for number, groups in enumerate(releases):
-        alike[tuple(map(len, groups))].append(number)
-    for sizes, numbers in alike.items():
-        if places := [place for place, size in enumerate(sizes) if size > 1]:
-            arrays = [matrix([releases[number][place] for number in numbers]) for place in places]
-            variance[numbers], freedom[numbers] = _pooled(arrays, outliers)
-    kin: dict[str, list[int]] = defaultdict(list)
-    for number, family in enumerate(families):
-        kin[family].append(number)
-    for members in kin.values():
+    variance, freedom = np.full(len(families), np.nan), np.zeros(len(families))
+    sizes = np.column_stack([np.isfinite(release).sum(axis=-1) for release in releases])
+    kinds, kind_of = np.unique(sizes, axis=0, return_inverse=True)
+    for number, kind in enumerate(kinds.tolist()):
+        if repeated := [(release, size) for release, size in zip(releases, kind, strict=True) if size > 1]:
+            cells = np.flatnonzero(kind_of == number)
+            variance[cells], freedom[cells] = _pooled([release[cells, :size] for release, size in repeated], outliers)
+    names = np.array(families)
+    for family in dict.fromkeys(families):
+        members = names == family
         variance[members], freedom[members] = _shrunk(variance[members], freedom[members], floor)
     return Noise(variance, freedom)
 

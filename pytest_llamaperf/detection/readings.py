@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from pytest_llamaperf.errors import EngineError, UsageError
@@ -77,14 +77,11 @@ def logarithms(cell: Cell, values: Iterable[float]) -> list[float]:
     return [_sign(cell) * math.log(value) for value in values]
 
 
-def logarithms_of_all(cells: Sequence[Cell], rows: Sequence[Sequence[float]]) -> list[list[float]]:
-    """As `logarithms`, of the readings of many cells at once, a row for each."""
+def logarithms_of_all(cells: Sequence[Cell], rows: Sequence[Sequence[float]]) -> Numbers:
+    """As `logarithms`, of the readings of many cells at once: a row for each, filled up with NaN."""
     import numpy as np
 
-    lengths = [len(row) for row in rows]
-    signs = np.repeat([_sign(cell) for cell in cells], lengths)
-    flat = iter((signs * np.log(np.fromiter(chain.from_iterable(rows), float, sum(lengths)))).tolist())
-    return [list(islice(flat, length)) for length in lengths]
+    return np.array([_sign(cell) for cell in cells])[:, None] * np.log(matrix(rows))
 
 
 def logarithm_of(cell: Cell, loss: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from pytest_llamaperf.detection.evidence import Loss, between
@@ -14,9 +15,7 @@ from pytest_llamaperf.detection.readings import (
     Readings,
     Side,
     logarithm_of,
-    logarithms,
     logarithms_of_all,
-    matrix,
     refuse_unlike,
 )
 from pytest_llamaperf.detection.rule import Rule
@@ -101,12 +100,12 @@ Row = tuple[Cell, Sequence[float], Sequence[float], Sequence[Sequence[float]]]
 def screen_rows(rows: Sequence[Row], rule: Rule, against: str) -> Screening:
     """As `screen`, in the order of the rows, whose readings are known to be enough of them, and possible."""
     cells = tuple(row[0] for row in rows)
-    before = logarithms_of_all(cells, [row[1] for row in rows])
-    after = logarithms_of_all(cells, [row[2] for row in rows])
-    earlier = [[logarithms(cell, readings) for readings in more] for cell, _, _, more in rows]
-    releases = [[old, new, *more] for old, new, more in zip(before, after, earlier, strict=True)]
-    noise = restart_noise(releases, [cell.metric.name for cell in cells], rule.outliers, rule.floor)
-    return Screening(cells, matrix(before), matrix(after), noise, _limits(cells, rule), rule, against)
+    earlier = zip_longest(*(row[3] for row in rows), fillvalue=())
+    before, after, *more = (
+        logarithms_of_all(cells, release) for release in ([row[1] for row in rows], [row[2] for row in rows], *earlier)
+    )
+    noise = restart_noise([before, after, *more], [cell.metric.name for cell in cells], rule.outliers, rule.floor)
+    return Screening(cells, before, after, noise, _limits(cells, rule), rule, against)
 
 
 def suspicious(loss: Loss, limits: Limits, level: float, doubt: float) -> Flags:

@@ -7,9 +7,11 @@ history, and in none of the databases.
 from __future__ import annotations
 
 import difflib
-import itertools
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +19,7 @@ from sqlalchemy import Row, func, select
 
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.history.database import Database, connect, default_location, in_memory
-from pytest_llamaperf.history.finding import COLUMNS, found
+from pytest_llamaperf.history.finding import COLUMNS, counted_by_case, found
 from pytest_llamaperf.history.schema import cases, observations, origins
 from pytest_llamaperf.history.versions import same_version, version_order
 from pytest_llamaperf.history.writing import Added, Writer, digests, remove
@@ -39,6 +41,15 @@ class Group:
     cases: int
     values: int
     versions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """What was found of the first cases; `cases` and `values` count all that there is."""
+
+    observations: tuple[Observation, ...]
+    cases: int
+    values: int
 
 
 class History:
@@ -67,13 +78,10 @@ class History:
         Parts are `hardware`, `engine`, `model`, `recipe`, `layout`, `work`, `case`, `metric`, `source`, `harness`,
         `version`, `run` and `outcome`. Raises UsageError for a name of which there is nothing, with the nearest ones.
         """
-        chosen = {part: [names] if isinstance(names, str) else list(names) for part, names in wanted.items()}
-        if "version" in chosen:
-            chosen["version"] = self._as_written(chosen["version"])
+        chosen = self._chosen(wanted)
         observed = [each for database in self._databases for each in found(database, chosen)]
         if not observed:
-            for part, names in chosen.items():
-                self._refuse_unknown(part, names)
+            self._refuse_unknown(chosen)
         # Places instead of versions: comparing two of those takes longer than reading a row.
         orders = {version: version_order(version) for version in {each.version for each in observed}}
         places = {order: n for n, order in enumerate(sorted(set(orders.values())))}
@@ -83,7 +91,21 @@ class History:
             series.setdefault((each.case, each.metric), []).append(each)
         for several in series.values():
             several.sort(key=lambda each: (place[each.version], each.when or ""))
-        return tuple(itertools.chain.from_iterable(series[key] for key in sorted(series)))
+        return tuple(chain.from_iterable(series[key] for key in sorted(series)))
+
+    def beginning(self, most: int, **wanted: str | Sequence[str]) -> Excerpt:
+        """As `find`, of the first cases that have at most so many values together, and at least of one.
+
+        What is left out is counted by the database and not read.
+        """
+        chosen = self._chosen(wanted)
+        numbers: Counter[str] = Counter()
+        for database in self._databases:
+            numbers.update(counted_by_case(database, chosen))
+        taken = list(accumulate(numbers[case] for case in sorted(numbers)))
+        first = sorted(numbers)[: max(bisect_right(taken, most), 1)]
+        parts = wanted if len(first) == len(numbers) else {**wanted, "case": first}
+        return Excerpt(self.find(**parts), len(numbers), numbers.total())
 
     def series(self, case: str, metric: str) -> tuple[Observation, ...]:
         """Everything of one metric of one case, by version and time. Raises UsageError as `find` does."""
@@ -153,6 +175,12 @@ class History:
             raise UsageError(f"unknown run {run!r}; {_nearest(run, digests(self._own))}")
         return number
 
+    def _chosen(self, wanted: Mapping[str, str | Sequence[str]]) -> dict[str, list[str]]:
+        chosen = {part: [names] if isinstance(names, str) else list(names) for part, names in wanted.items()}
+        if "version" in chosen:
+            chosen["version"] = self._as_written(chosen["version"])
+        return chosen
+
     def _as_written(self, versions: Iterable[str]) -> list[str]:
         """Every spelling of a version that there is; of one that is unknown its own."""
         there = self.known("version")
@@ -162,11 +190,12 @@ class History:
             for spelling in ([known for known in there if same_version(known, wanted)] or [wanted])
         ]
 
-    def _refuse_unknown(self, part: str, names: Iterable[str]) -> None:
-        there = self.known(part)
-        for name in names:
-            if name not in there:
-                raise UsageError(f"nothing of {part} {name!r} in the history; {_nearest(name, there)}")
+    def _refuse_unknown(self, chosen: Mapping[str, Iterable[str]]) -> None:
+        for part, names in chosen.items():
+            there = self.known(part)
+            for name in names:
+                if name not in there:
+                    raise UsageError(f"nothing of {part} {name!r} in the history; {_nearest(name, there)}")
 
 
 def open_history(location: str | None = None, *, create: bool = False) -> History:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import ColumnElement, Row, func, select
 
 from pytest_llamaperf.history.database import Database
 from pytest_llamaperf.history.schema import PARTS, cases, observations, origins, runs
-from pytest_llamaperf.observations import Observation
+from pytest_llamaperf.observations import Observation, uncollected
 
 # What observations are chosen by.
 COLUMNS = {
@@ -43,10 +41,10 @@ def found(database: Database, wanted: Mapping[str, Sequence[str]]) -> list[Obser
         .join_from(observations, cases)
         .join(runs)
         .join(origins)
-        .where(*(COLUMNS[part].in_(names) for part, names in wanted.items()))
+        .where(*_are(wanted))
         .order_by(observations.c.id)
     )
-    with _uncollected(), database.reading() as connection:
+    with uncollected(), database.reading() as connection:
         case_names, run_names = (
             {number: name for number, name in connection.execute(select(table.c.id, table.c.name))}
             for table in (cases, runs)
@@ -55,16 +53,22 @@ def found(database: Database, wanted: Mapping[str, Sequence[str]]) -> list[Obser
         return list(_observations(connection.execute(query).all(), case_names, run_names, shared))
 
 
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the collector of cycles, of which observations have none: it would look at all of them again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+def counted_by_case(database: Database, wanted: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """How many of those there are of each case."""
+    query = (
+        select(cases.c.name, func.count())
+        .join_from(observations, cases)
+        .join(runs)
+        .join(origins)
+        .where(*_are(wanted))
+        .group_by(cases.c.name)
+    )
+    with database.reading() as connection:
+        return {name: number for name, number in connection.execute(query)}
+
+
+def _are(wanted: Mapping[str, Sequence[str]]) -> Iterator[ColumnElement[bool]]:
+    return (COLUMNS[part].in_(names) for part, names in wanted.items())
 
 
 def _observations(

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pytest_llamaperf.history import Group
+from pytest_llamaperf.history import Excerpt, Group
 from pytest_llamaperf.history.alerts import alert_of
 from pytest_llamaperf.history.lines import Line, differing, lines_of
 from pytest_llamaperf.history.steps import Step, steps_of
@@ -45,6 +45,19 @@ def tables(observations: Sequence[Observation]) -> Iterator[RenderableType]:
         yield _of_lines(list(group), notes)
         yield Text()
     yield from notes.told()
+
+
+def excerpt(found: Excerpt) -> Iterator[RenderableType]:
+    """The tables of what was found, and first how much was not."""
+    shown = len({each.case for each in found.observations})
+    if shown < found.cases:
+        told = (
+            f"the first {shown:,} of {found.cases:,} cases, {len(found.observations):,} of {found.values:,} values: "
+            "name fewer by --metric, --workload, --layout or --version; or --all"
+        )
+        yield Text(told, style="yellow")
+        yield Text()
+    yield from tables(found.observations)
 
 
 @dataclass
