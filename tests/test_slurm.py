@@ -111,7 +111,7 @@ schema: 1
 partition: h200
 gres: gpu:h200
 share_nodes: true
-sbatch: [--cpus-per-task=4]
+sbatch: [--cpus-per-gpu=2]
 minutes: {factor: 1, least: 0.75}
 look: 0.5
 """
@@ -274,7 +274,7 @@ def test_a_shard_whose_node_fails_is_tried_on_the_other(cluster: Cluster, run: R
     assert_nothing_left(cluster, run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_whatever_stops_the_run_cancels_its_jobs_and_it_goes_on_later(
     cluster: Cluster, run: Run, number: signal.Signals
 ) -> None:
@@ -342,6 +342,38 @@ def test_a_script_can_be_submitted_by_hand(cluster: Cluster, run: Run) -> None:
     wait_for(lambda: not cluster.live_jobs(), "the job ends")
 
     assert "1 passed" in output.read_text()
+
+
+# PMIx of two nodes that are one machine wants one folder twice; and there is no TensorRT-LLM. The rest is as it is.
+SRUN = """#!/usr/bin/env bash
+echo "$@" > {folder}/srun
+exec {srun} "${{@/--mpi=pmix/--mpi=none}}"
+"""
+LAUNCH = """#!/usr/bin/env bash
+echo "$SLURMD_NODENAME $SLURM_PROCID" >> {folder}/ranks
+[ "$SLURM_PROCID" != 0 ] || exec "$@"
+"""
+
+
+def test_a_shard_over_two_nodes_is_launched_once_with_a_process_for_each_gpu(cluster: Cluster, run: Run) -> None:
+    programs = run.folder / "programs"
+    programs.mkdir()
+    srun = shutil.which("srun")
+    for name, text in (("srun", SRUN), ("trtllm-llmapi-launch", LAUNCH)):
+        (programs / name).write_text(text.format(folder=run.folder, srun=srun))
+        (programs / name).chmod(0o755)
+    run.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+    run.plan("tp8-pp2")
+
+    done = run.command(*run.run_command)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed; of 1 shard" in done.stdout
+    assert "--mpi=pmix" in (run.folder / "srun").read_text()
+    ranks = sorted(line.split()[0] for line in (run.folder / "ranks").read_text().splitlines())
+    assert ranks == ["n1"] * 8 + ["n2"] * 8
+    assert len((run.folder / "devices").read_text().splitlines()) == 1
+    assert_nothing_left(cluster, run)
 
 
 def test_without_slurm_it_says_what_is_missing(run: Run, tmp_path: Path) -> None:

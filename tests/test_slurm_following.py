@@ -50,7 +50,7 @@ class Scripted:
     """A cluster of two nodes on which a job ends when it is next looked at, as `fates` of its shard say, in turn: a state
     and a status of waitpid, by default with results. `submitted` are script and options of every job.
 
-    `room` is how many jobs may be in the queue; `silent` how many questions in a row get no answer, `mute` how many
+    `held` is for how many looks jobs wait, for a reason; `room` is how many jobs may be in the queue; `silent` how many questions in a row get no answer, `mute` how many
     submissions are done and not answered.
     """
 
@@ -59,6 +59,7 @@ class Scripted:
         self.fates: dict[str, list[tuple[str, int]]] = {}
         self.submitted: list[tuple[str, tuple[str, ...]]] = []
         self.cancelled: list[str] = []
+        self.held = 0
         self.room, self.silent, self.mute = 1000, 0, 0
         self.writes_results = True
         self.closed: set[str] = set()
@@ -84,6 +85,10 @@ class Scripted:
         if self.silent:
             self.silent -= 1
             raise NoAnswer("squeue ended with 1: Unable to contact slurm controller")
+        if self.held:
+            self.held -= 1
+            self._jobs |= {id: Job(id, "PENDING", reason="PartitionTimeLimit") for id in self.live}
+            return dict(self._jobs)
         for id, job in self._jobs.items():
             if job.state == "RUNNING":
                 self._jobs[id] = self._ended(id)
@@ -240,6 +245,15 @@ def test_without_another_node_nothing_is_tried_again(made: Made) -> None:
     assert outcome.without == {"a": "its node n1 failed; no other node is open to try it again (n2 drained: hot)"}
     assert lines.told("node     n2 drained: hot")
     assert names(slurm) == ["0001-a", "merge"]
+
+
+def test_why_jobs_wait_is_told_once(made: Made) -> None:
+    followed, slurm, lines = made(shard("a"), shard("b"))
+    lines.at = lambda standing: setattr(slurm, "held", 3 if len(lines.pictures) == 1 else slurm.held)
+
+    followed.run()
+
+    assert [line for line in lines.lines if line.startswith("waits")] == ["waits    a: PartitionTimeLimit"]
 
 
 def test_whoever_is_pushed_aside_may_come_back_to_its_node(made: Made) -> None:

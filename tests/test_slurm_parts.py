@@ -305,7 +305,7 @@ def test_a_shard_over_several_nodes_is_launched_with_a_process_for_each_gpu() ->
 
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8\n#SBATCH --gres=gpu:8\n" in script
     assert "srun --mpi=pmix '--container-image=a b' " in script
-    assert " -m pytest_llamaperf.commands launch " in script
+    assert f" -m pytest_llamaperf.commands launch timeout --foreground --kill-after={ENDING_SECONDS} 1800 " in script
 
 
 def test_options_of_srun_are_for_shards_of_one_node_too() -> None:
@@ -313,7 +313,7 @@ def test_options_of_srun_are_for_shards_of_one_node_too() -> None:
 
     script = shard_script(made, made.manifest.shards[0], Seat(1, 1, 1, 30.0), Profile(srun=("--container-image=x",)))
 
-    assert "srun --ntasks=1 --container-image=x " in script
+    assert "exec srun --ntasks=1 --container-image=x timeout " in script
     assert "launch" not in script
 
 

@@ -23,6 +23,10 @@ from pytest_llamaperf.scaling.watching import Busy, Standing, Watcher, duration
 from pytest_llamaperf.wording import counted
 
 
+# Why jobs wait when nothing is the matter.
+_USUAL = ("", "Priority", "Resources", "Dependency", "BeginTime", "Cleaning")
+
+
 @dataclass(frozen=True)
 class Patience:
     """In seconds. silence: how long Slurm may fail to answer. report: how long one may take to be seen here, as over NFS.
@@ -73,6 +77,7 @@ class Followed:
     _queue: deque[_Try] = field(init=False, default_factory=deque)
     _live: dict[str, _Try] = field(init=False, default_factory=dict)
     _without: dict[str, str] = field(init=False, default_factory=dict)
+    _told: set[str] = field(init=False, default_factory=lambda: set(_USUAL))
     _closed: frozenset[Node] = field(init=False, default=frozenset())
     _done: int = field(init=False, default=0)
     _merge: str | None = field(init=False, default=None)
@@ -192,8 +197,16 @@ class Followed:
             elif each.seen.runs and each.began is None:
                 each.began = time.monotonic()
                 self.watcher.tell(f"started  {each.shard} on {each.seen.node}")
+            else:
+                self._look_at_reason(each.shard, each.seen)
         merge = jobs.get(self._merge or "")
         self._merged = self._merge is not None and not self._merge_due and (merge is None or merge.ended)
+
+    def _look_at_reason(self, shard: Shard, job: Job) -> None:
+        """Of waiting, each once: some pass only when somebody does something."""
+        if not job.runs and job.reason not in self._told:
+            self._told.add(job.reason)
+            self.watcher.tell(f"waits    {shard}: {job.reason}")
 
     def _look_at_nodes(self, found: Sequence[Node]) -> None:
         """Nodes that were closed, or opened again, since the last look."""

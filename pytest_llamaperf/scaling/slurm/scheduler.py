@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import shutil
@@ -184,7 +183,7 @@ def minutes_of(limit: str) -> float:
 
 def _own(name: str) -> tuple[str, str]:
     """By user as well: whoever runs Slurm could cancel the jobs of others."""
-    return f"--user={getpass.getuser()}", f"--name={name}"
+    return f"--user={os.getuid()}", f"--name={name}"
 
 
 def _job(line: str) -> Job:

@@ -43,18 +43,20 @@ def shard_script(campaign: Campaign, shard: Shard, seat: Seat, profile: Profile)
         *([f"--exclude={','.join(profile.exclude)}"] if profile.exclude else []),
         *profile.sbatch,
     ]
-    command = campaign.command(shard)
+    start = []
     if launched:
-        command = ["srun", "--mpi=pmix", *profile.srun, *_LLAMAPERF, "launch", *command]
+        start = ["srun", "--mpi=pmix", *profile.srun, *_LLAMAPERF, "launch"]
     elif profile.srun:
-        command = ["srun", "--ntasks=1", *profile.srun, *command]
+        start = ["srun", "--ntasks=1", *profile.srun]
+    # Next to pytest: srun passes no signal on, it kills what it started.
+    limited = ["timeout", "--foreground", f"--kill-after={ENDING_SECONDS}", str(math.ceil(seat.minutes * 60))]
     return _script(
         campaign,
         _placed(profile, profile.partition) + options,
         f"# {shard}: {len(shard.tests)} tests, expected to take {shard.minutes:.1f} minutes ({shard.basis}).",
         f"# At its time limit the shard is told to end, and writes its report; {ENDING_SECONDS} seconds later it is killed.",
         *profile.setup,
-        f"exec timeout --foreground --kill-after={ENDING_SECONDS} {math.ceil(seat.minutes * 60)} \\\n    {shlex.join(command)}",
+        f"exec {shlex.join([*start, *limited])} \\\n    {shlex.join(campaign.command(shard))}",
     )
 
 
