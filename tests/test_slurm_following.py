@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Lines:
 
 class Scripted:
     """A cluster of two nodes on which a job ends when it is next looked at, as `fates` of its shard say, in turn: a state
-    and a status of waitpid, by default with results. `submitted` are script and options of every job.
+    and a status of waitpid, by default with results; the state RUNNING is another look at work. `submitted` are script and options of every job.
 
     `held` is for how many looks jobs wait, for a reason; `room` is how many jobs may be in the queue; `silent` how many questions in a row get no answer, `mute` how many
     submissions are done and not answered.
@@ -65,6 +65,7 @@ class Scripted:
         self.closed: set[str] = set()
         self._jobs: dict[str, Job] = {}
         self._shards: dict[str, Shard] = {}
+        self._after: dict[str, list[str]] = {}
 
     def submit(self, script: Path, options: Sequence[str] = ()) -> str:
         if sum(not job.ended for job in self._jobs.values()) >= self.room:
@@ -72,6 +73,9 @@ class Scripted:
         id = str(len(self._jobs) + 1)
         self.submitted.append((script.stem, tuple(options)))
         self._jobs[id] = Job(id, "PENDING")
+        for option in options:
+            if option.startswith("--dependency=afterany:"):
+                self._after[id] = option.split(":")[1:]
         for shard in self.campaign.manifest.shards:
             if self.campaign.folder(shard).name == script.stem:
                 self._shards[id] = shard
@@ -92,7 +96,7 @@ class Scripted:
         for id, job in self._jobs.items():
             if job.state == "RUNNING":
                 self._jobs[id] = self._ended(id)
-            elif job.state == "PENDING":
+            elif job.state == "PENDING" and not set(self._after.get(id, ())) & set(self.live):
                 self._jobs[id] = Job(id, "RUNNING", 0, "n1")
         return dict(self._jobs)
 
@@ -235,6 +239,37 @@ def test_what_is_lost_twice_is_told_with_both_reasons(made: Made) -> None:
     assert names(slurm).count("0001-a") == 2
 
 
+def test_the_job_that_merges_is_replaced_by_one_that_waits_for_the_second_try_too(made: Made) -> None:
+    followed, slurm, _ = made(shard("a"), shard("b"))
+    slurm.fates = {"a": [("NODE_FAIL", 0)], "b": [("RUNNING", 0)] * 4}
+
+    followed.run()
+
+    merges = [options for script, options in slurm.submitted if script == "merge"]
+    assert merges == [("--dependency=afterany:1:2",), ("--dependency=afterany:2:4",)]
+    assert slurm.cancelled == ["3"]
+
+
+def test_a_second_try_keeps_away_from_what_the_profile_excludes_too(made: Made) -> None:
+    followed, slurm, _ = made(shard("a"), shard("b"))
+    followed.profile = Profile(look=0.001, exclude=("n7",))
+    slurm.fates["b"] = [("NODE_FAIL", 0)]
+
+    followed.run()
+
+    assert slurm.submitted[-2] == ("0002-b", ("--exclude=n7,n1",))
+
+
+def test_every_shard_has_a_script_of_its_own(made: Made) -> None:
+    followed, _, _ = made(shard("a", devices=1), shard("b", devices=4))
+
+    followed.run()
+
+    folder = followed.campaign.path / "slurm"
+    assert "--gres=gpu:1\n" in (folder / "0001-a.sh").read_text()
+    assert "--gres=gpu:4\n" in (folder / "0002-b.sh").read_text()
+
+
 def test_without_another_node_nothing_is_tried_again(made: Made) -> None:
     followed, slurm, lines = made(shard("a"))
     slurm.fates["a"] = [("NODE_FAIL", 0)]
@@ -368,6 +403,20 @@ def test_a_slurm_that_is_silent_for_a_moment_is_tolerated(made: Made) -> None:
     assert sum("does not answer" in line for line in lines.lines) == 1
 
 
+def test_moments_of_silence_do_not_add_up(made: Made) -> None:
+    followed, slurm, lines = made(shard("a"), patience=Patience(silence=0.2, report=0.0, ending=0.2))
+    slurm.fates["a"] = [("RUNNING", 0)] * 40
+
+    def now_and_then(standing: Standing) -> None:
+        if len(lines.pictures) % 8 == 0:
+            slurm.silent = 1
+            time.sleep(0.1)
+
+    lines.at = now_and_then
+
+    assert followed.run().without == {}
+
+
 def test_a_slurm_that_is_silent_for_long_is_told_and_what_can_be_is_cancelled(made: Made) -> None:
     followed, slurm, lines = made(shard("a"), patience=Patience(silence=0.1, report=0.0, ending=0.2))
     lines.at = lambda standing: setattr(slurm, "silent", 10**9)
@@ -420,12 +469,3 @@ def test_any_error_cancels_everything(made: Made) -> None:
 def test_a_shard_that_fits_nowhere_is_refused_before_anything_is_submitted(made: Made) -> None:
     with pytest.raises(UsageError, match="needs 64 GPUs"):
         made(shard("a"), shard("b", devices=64))
-
-
-def test_the_scripts_are_kept(made: Made) -> None:
-    followed, _, _ = made(shard("a"))
-
-    followed.run()
-
-    assert sorted(path.name for path in (followed.campaign.path / "slurm").iterdir()) == ["0001-a.sh", "merge.sh"]
-    assert json.dumps(RUN_ID) not in (followed.campaign.path / "slurm" / "0001-a.sh").read_text()

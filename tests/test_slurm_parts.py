@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,17 @@ from pytest_llamaperf.scaling.slurm.ending import ending
 from pytest_llamaperf.scaling.slurm.fitting import ENDING_SECONDS, Cluster, Seat
 from pytest_llamaperf.scaling.slurm.following import in_turn
 from pytest_llamaperf.scaling.slurm.profiles import Merging, Minutes, Profile, read_profile
-from pytest_llamaperf.scaling.slurm.scheduler import Job, Node, gpus_of, minutes_of, nodes_of
+from pytest_llamaperf.scaling.slurm.scheduler import (
+    Job,
+    NoAnswer,
+    Node,
+    Refused,
+    Slurm,
+    TooManyJobs,
+    gpus_of,
+    minutes_of,
+    nodes_of,
+)
 from pytest_llamaperf.scaling.slurm.scripts import merge_script, shard_script
 
 ABOUT = About(
@@ -179,6 +191,68 @@ def test_names_of_nodes_are_spelled_out() -> None:
 )
 def test_which_nodes_get_jobs(state: str, is_open: bool) -> None:
     assert node("n1", state=state).open is is_open
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Slurm]:
+    """A command of that name that runs a line of shell."""
+
+    def say(line: str) -> Slurm:
+        program = tmp_path / "sbatch"
+        program.write_text(f"#!/bin/sh\n{line}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        return Slurm()
+
+    return say
+
+
+def test_the_id_of_a_job_is_read_also_where_there_are_several_clusters(sbatch: Callable[[str], Slurm]) -> None:
+    assert sbatch("echo '4711;east'").submit(Path("a.sh")) == "4711"
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", NoAnswer),
+        ("Batch job submission failed: Socket timed out on send/recv operation", NoAnswer),
+        ("AssocMaxSubmitJobLimit", TooManyJobs),
+        (
+            "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size)",
+            TooManyJobs,
+        ),
+        ("Batch job submission failed: Invalid account or account/partition combination specified", Refused),
+        ("Batch job submission failed: Invalid qos specification", Refused),
+    ],
+)
+def test_what_sbatch_says_tells_what_to_do(sbatch: Callable[[str], Slurm], said: str, error: type[Exception]) -> None:
+    slurm = sbatch(f'echo "sbatch: error: {said}" >&2; exit 1')
+
+    with pytest.raises(error, match=re.escape(said)) as raised:
+        slurm.submit(Path("a.sh"))
+
+    assert raised.type is error
+
+
+def test_an_answer_that_is_no_id_is_no_answer(sbatch: Callable[[str], Slurm]) -> None:
+    with pytest.raises(NoAnswer, match="answered 'Submitted batch job' and no id"):
+        sbatch("echo Submitted batch job").submit(Path("a.sh"))
+
+
+def test_within_a_job_its_wishes_are_not_those_of_new_jobs(
+    sbatch: Callable[[str], Slurm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "4096")
+    monkeypatch.setenv("SLURM_CONF", "/here")
+    slurm = sbatch('[ -z "$SLURM_MEM_PER_NODE" ] && [ "$SLURM_CONF" = /here ] && echo 1')
+
+    assert slurm.submit(Path("a.sh")) == "1"
+
+
+def test_ctrl_c_does_not_reach_a_submission(sbatch: Callable[[str], Slurm]) -> None:
+    slurm = sbatch('[ "$(ps -o sid= -p $$ | tr -d " ")" = $$ ] && echo 1')
+
+    assert slurm.submit(Path("a.sh")) == "1"
 
 
 # Nodes for shards.

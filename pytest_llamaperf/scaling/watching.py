@@ -13,8 +13,8 @@ from rich.text import Text
 
 from pytest_llamaperf.scaling.manifest import Shard
 
-# Shards of the queue that are shown.
-_NEXT = 3
+# Shards that are shown: of those at work, and of the queue.
+_AT_WORK, _NEXT = 20, 3
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,11 @@ def _drawn(standing: Standing) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("on", "since", "of about", "shard"):
         table.add_column(heading, header_style="dim", no_wrap=True)
-    for busy in standing.running:
+    for busy in standing.running[:_AT_WORK]:
         expected = duration(busy.shard.minutes * 60)
         table.add_row(busy.place, duration(busy.seconds), expected, Text(str(busy.shard)))
+    if (more := len(standing.running) - _AT_WORK) > 0:
+        table.add_row(f"and {more} more", style="dim")
     for shard in standing.waiting[:_NEXT]:
         table.add_row("next", "", duration(shard.minutes * 60), Text(str(shard)), style="dim")
     return Group(table, Text(summary(standing), style="bold", no_wrap=True))

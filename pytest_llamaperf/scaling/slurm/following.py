@@ -22,7 +22,6 @@ from pytest_llamaperf.scaling.stopping import stopping
 from pytest_llamaperf.scaling.watching import Busy, Standing, Watcher, duration
 from pytest_llamaperf.wording import counted
 
-
 # Why jobs wait when nothing is the matter.
 _USUAL = ("", "Priority", "Resources", "Dependency", "BeginTime", "Cleaning")
 
@@ -222,9 +221,9 @@ class Followed:
         self._closed = closed
 
     def _drop_unknown(self, jobs: Mapping[str, Job]) -> None:
-        """Jobs that were submitted although the answer got lost; their shards are submitted again."""
+        """Jobs that were submitted although the answer got lost. They are submitted again, and then the one that merges."""
         for job in jobs.values():
-            if not job.ended and job.id not in self._live and job.id != self._merge:
+            if not job.ended and job.id not in self._live:
                 self.slurm.cancel_job(job.id)
         self._unsure = False
 
