@@ -52,4 +52,3 @@ def in_shard(shard: str, tests: Mapping[str, Sequence[str]]) -> frozenset[str]:
         raise UsageError(f"--llamaperf-shard {shard}: no test here needs that engine; {nearest(shard, groups)}")
     keys = frozenset(groups[shard])
     return frozenset(test for test, engines in tests.items() if (engines[0] if engines else NO_ENGINE) in keys)
-
