@@ -9,8 +9,14 @@ import pytest
 from pytest_llamaperf.acceptance import Acceptance
 from pytest_llamaperf.cases import CPU, Case
 from pytest_llamaperf.catalog.tasks import evaluations
-from pytest_llamaperf.checkpoints.intended import keeps_everything
-from pytest_llamaperf.collecting import Wanted, case_of, deselected_of, leave_out, wanted_by
+from pytest_llamaperf.collecting import (
+    Wanted,
+    case_of,
+    deselected_of,
+    leave_out,
+    refuse_without_power,
+    wanted_by,
+)
 from pytest_llamaperf.engines import EngineSpec
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.runtimes import installed_versions
@@ -72,8 +78,11 @@ def write_inventory(config: pytest.Config, items: Sequence[pytest.Item], accepta
         return
     keys, tests = _Keys(), []
     try:
+        _ = acceptance.required, acceptance.waivers, acceptance.promised()  # what merging will need
         for item in items:
             wanted = _wanted(item, acceptance)
+            if acceptance.settings.gate:
+                refuse_without_power(item)
             work = () if item.get_closest_marker("skip") else _work(wanted, keys, acceptance)
             tests.append(NeededTest(item.nodeid, keys.of_all(wanted.cases), work))
         engines = {key: _needed(spec, acceptance) for key, spec in keys.specs.items()}
@@ -146,6 +155,8 @@ def _needed(spec: EngineSpec, acceptance: Acceptance) -> NeededEngine:
     """A prediction loads no weights, and takes one slot of a CPU whatever it is about."""
     if not acceptance.measures:
         return NeededEngine(1, 0.0)
+    from pytest_llamaperf.checkpoints.intended import keeps_everything
+
     made = not keeps_everything(spec.recipe) and not spec.model.random
     published = spec.hardware != CPU and spec.recipe.name in spec.model.published
     checkpoint = f"{spec.model}/{spec.recipe}" if made and not published else None

@@ -110,7 +110,7 @@ def _tell(results: Path, found: Plan) -> None:
     from pytest_llamaperf.wording import counted
 
     manifest, about = found.manifest, found.manifest.about
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for heading in ("shards", "each on", "kind", "tests", "engine starts", "expected"):
         table.add_column(heading, header_style="dim")

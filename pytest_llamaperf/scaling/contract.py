@@ -16,13 +16,16 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_llamaperf.errors import UsageError
-from pytest_llamaperf.hosting.processes import Exit
 from pytest_llamaperf.runs import RunHeader, read_run
 from pytest_llamaperf.runtimes import installed_versions
 from pytest_llamaperf.scaling.manifest import About, Manifest, Shard, read_manifest
 from pytest_llamaperf.wording import shown_path
+
+if TYPE_CHECKING:
+    from pytest_llamaperf.hosting.processes import Exit
 
 # In the environment of a shard: the id of its run, which its results repeat.
 RUN = "LLAMAPERF_RUN"
