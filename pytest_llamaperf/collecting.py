@@ -114,9 +114,8 @@ def expect(config: pytest.Config, items: Sequence[pytest.Item], acceptance: Acce
         if case is None or item.get_closest_marker("skip"):
             continue
         try:
-            if "accuracy" in _fixtures(item) and acceptance.settings.gate:
-                for other in compared_with(item, case):
-                    refuse_weak(other)
+            if acceptance.settings.gate:
+                refuse_without_power(item)
             wanted = wanted_by(item, case, acceptance)
             measured = wanted.measured
             if against:
@@ -146,6 +145,14 @@ def wanted_by(item: pytest.Item, case: Case, acceptance: Acceptance) -> Wanted:
     cases = (case, *others)
     asks = any(name in names for name in ("answers", "repeats", "look", "evaluate"))
     return Wanted(cases, cases if "measure" in names else (), cases if asks else ())
+
+
+def refuse_without_power(item: pytest.Item) -> None:
+    """Raises UsageError for a comparison of accuracies that could not tell what it is to tell: it would be no gate."""
+    case = case_of(item)
+    if case is not None and "accuracy" in _fixtures(item):
+        for other in compared_with(item, case):
+            refuse_weak(other)
 
 
 def _fixtures(item: pytest.Item) -> Sequence[str]:

@@ -9,8 +9,14 @@ import pytest
 from pytest_llamaperf.acceptance import Acceptance
 from pytest_llamaperf.cases import CPU, Case
 from pytest_llamaperf.catalog.tasks import evaluations
-from pytest_llamaperf.checkpoints.intended import keeps_everything
-from pytest_llamaperf.collecting import Wanted, case_of, deselected_of, leave_out, wanted_by
+from pytest_llamaperf.collecting import (
+    Wanted,
+    case_of,
+    deselected_of,
+    leave_out,
+    refuse_without_power,
+    wanted_by,
+)
 from pytest_llamaperf.engines import EngineSpec
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.runtimes import installed_versions
@@ -42,7 +48,8 @@ def narrow_to_shard(config: pytest.Config, items: list[pytest.Item], acceptance:
     if acceptance.settings.shard is None:
         return
     try:
-        needed = {item.nodeid: _engines(_wanted(item, acceptance)) for item in items}
+        keys = _Keys()
+        needed = {item.nodeid: keys.of_all(_wanted(item, acceptance).cases) for item in items}
         kept = in_shard(acceptance.settings.shard, needed)
     except UsageError as problem:
         raise pytest.UsageError(str(problem)) from None
@@ -69,15 +76,16 @@ def write_inventory(config: pytest.Config, items: Sequence[pytest.Item], accepta
     path = acceptance.settings.inventory
     if path is None:
         return
-    specs: dict[str, EngineSpec] = {}
-    tests = []
+    keys, tests = _Keys(), []
     try:
+        _ = acceptance.required, acceptance.waivers, acceptance.promised()  # what merging will need
         for item in items:
             wanted = _wanted(item, acceptance)
-            specs |= {engine_key(spec): spec for spec in map(EngineSpec.of, wanted.cases)}
-            work = () if item.get_closest_marker("skip") else _work(wanted, acceptance)
-            tests.append(NeededTest(item.nodeid, _engines(wanted), work))
-        engines = {key: _needed(spec, acceptance) for key, spec in specs.items()}
+            if acceptance.settings.gate:
+                refuse_without_power(item)
+            work = () if item.get_closest_marker("skip") else _work(wanted, keys, acceptance)
+            tests.append(NeededTest(item.nodeid, keys.of_all(wanted.cases), work))
+        engines = {key: _needed(spec, acceptance) for key, spec in keys.specs.items()}
         Inventory(_about(acceptance), tuple(tests), engines, tuple(deselected_of(config))).write(path)
     except UsageError as problem:
         raise pytest.UsageError(str(problem)) from None
@@ -108,31 +116,47 @@ def _wanted(item: pytest.Item, acceptance: Acceptance) -> Wanted:
     return Wanted(()) if case is None else wanted_by(item, case, acceptance)
 
 
-def _engines(wanted: Wanted) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(engine_key(EngineSpec.of(case)) for case in wanted.cases))
+class _Keys:
+    """Engine keys of cases, each case looked at once: choosing limits takes a while where there are thousands."""
+
+    def __init__(self) -> None:
+        self.specs: dict[str, EngineSpec] = {}
+        self._known: dict[str, str] = {}
+
+    def of(self, case: Case) -> str:
+        if case.id not in self._known:
+            spec = EngineSpec.of(case)
+            key = self._known[case.id] = engine_key(spec)
+            self.specs[key] = spec
+        return self._known[case.id]
+
+    def of_all(self, cases: Sequence[Case]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(map(self.of, cases)))
 
 
-def _work(wanted: Wanted, acceptance: Acceptance) -> tuple[Work, ...]:
+def _work(wanted: Wanted, keys: _Keys, acceptance: Acceptance) -> tuple[Work, ...]:
     restarts = acceptance.restarts if acceptance.measures else 1
     return (
-        *(_of(case, restarts, acceptance, measured=True) for case in wanted.measured),
-        *(_of(case, 1, acceptance, measured=False) for case in wanted.asked),
+        *(_of(case, keys.of(case), restarts, acceptance, measured=True) for case in wanted.measured),
+        *(_of(case, keys.of(case), 1, acceptance, measured=False) for case in wanted.asked),
     )
 
 
-def _of(case: Case, loads: int, acceptance: Acceptance, *, measured: bool) -> Work:
+def _of(case: Case, engine: str, loads: int, acceptance: Acceptance, *, measured: bool) -> Work:
     if acceptance.measures:
         runs = loads * (acceptance.rounds + 1)
         seconds = work_seconds(case, runs, evaluated=str(case.work) in evaluations())
     else:
         seconds = PREDICTED
-    return Work(engine_key(EngineSpec.of(case)), case.id, loads, seconds, measured and acceptance.measures)
+    return Work(engine, case.id, loads, seconds, measured and acceptance.measures)
 
 
 def _needed(spec: EngineSpec, acceptance: Acceptance) -> NeededEngine:
     """A prediction loads no weights, and takes one slot of a CPU whatever it is about."""
     if not acceptance.measures:
         return NeededEngine(1, 0.0)
+    from pytest_llamaperf.checkpoints.intended import keeps_everything
+
     made = not keeps_everything(spec.recipe) and not spec.model.random
     published = spec.hardware != CPU and spec.recipe.name in spec.model.published
     checkpoint = f"{spec.model}/{spec.recipe}" if made and not published else None

@@ -54,6 +54,19 @@ def test_the_junit_has_a_suite_for_each_shard(whole: Campaign) -> None:
     assert [len(suite.findall("testcase")) for suite in suites] == [2, 1]
 
 
+def test_why_a_shard_has_no_results_is_told_where_somebody_noted_it(whole: Campaign) -> None:
+    cut_off(whole)
+    whole.note(A, "it was ended by SIGKILL on n1")
+    whole.note(B, "of an earlier try")
+
+    result = merge(whole)
+
+    assert result.exit_code == 3
+    assert "missing: a: cut off after 2 tests" in result.output
+    assert "; it was ended by SIGKILL on n1\n" in result.output
+    assert "of an earlier try" not in result.output
+
+
 def cut_off(of: Campaign) -> None:
     (of.folder(A) / "run.json").unlink()
 

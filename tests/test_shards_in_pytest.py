@@ -257,6 +257,8 @@ def test_wrong_options_of_a_shard_are_usage_errors(project: Project, options: tu
         (("-x",), "--maxfail, -x cannot be planned"),
         (("-k", "nothing-like-that"), "collects nothing to plan"),
         (("--gpu", "h201"), "did you mean 'h200'"),
+        (("--gate", "--gate-file", "gone.yaml"), "gone.yaml"),
+        (("--waivers", "gone.yaml"), "gone.yaml"),
     ],
 )
 def test_what_cannot_be_planned_is_a_usage_error(project: Project, options: tuple[str, ...], told: str) -> None:

@@ -9,19 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from shard_builders import campaign, leave_results, shard
 
 from pytest_llamaperf.errors import UsageError
-from pytest_llamaperf.gates import Decision
-from pytest_llamaperf.runs import RunHeader, run_document, to_json
 from pytest_llamaperf.scaling.contract import Campaign
-from pytest_llamaperf.scaling.manifest import ACCURACY, About, Manifest, Shard
+from pytest_llamaperf.scaling.manifest import Shard
 from pytest_llamaperf.scaling.slurm.fitting import Cluster
 from pytest_llamaperf.scaling.slurm.following import Followed, Patience
 from pytest_llamaperf.scaling.slurm.profiles import Profile
 from pytest_llamaperf.scaling.slurm.scheduler import Job, NoAnswer, Node, Refused, TooManyJobs
 from pytest_llamaperf.scaling.watching import Standing
 
-RUN_ID = "8b9f0a5e-1111"
 QUICK = Profile(look=0.001)
 
 
@@ -76,16 +74,16 @@ class Scripted:
         for option in options:
             if option.startswith("--dependency=afterany:"):
                 self._after[id] = option.split(":")[1:]
-        for shard in self.campaign.manifest.shards:
-            if self.campaign.folder(shard).name == script.stem:
-                self._shards[id] = shard
+        for each in self.campaign.manifest.shards:
+            if self.campaign.folder(each).name == script.stem:
+                self._shards[id] = each
         if self.mute:
             self.mute -= 1
             raise NoAnswer("sbatch did not answer")
         return id
 
     def jobs(self, name: str) -> dict[str, Job]:
-        assert name == "llamaperf-8b9f0a5e"
+        assert name == "llamaperf-run-1"
         if self.silent:
             self.silent -= 1
             raise NoAnswer("squeue ended with 1: Unable to contact slurm controller")
@@ -108,7 +106,7 @@ class Scripted:
         if fates:
             return Job(id, *fates.pop(0), "n1")
         if self.writes_results:
-            write_results(self.campaign, shard)
+            leave_results(self.campaign, shard)
         return Job(id, "COMPLETED", 0, "n1")
 
     def cancel(self, name: str) -> None:
@@ -139,27 +137,14 @@ class Scripted:
         return [id for id, job in self._jobs.items() if not job.ended]
 
 
-def write_results(campaign: Campaign, shard: Shard) -> None:
-    """As little as `Campaign.is_done` wants."""
-    header = RunHeader("x", "2026-11-26T10:00:00Z", "h200", "torch", shard={"run": RUN_ID, "key": shard.key})
-    document = run_document(header, (), Decision(("a part of a run",)))
-    (campaign.folder(shard) / "run.json").write_text(to_json(document))
-
-
-def shard(key: str, *after: str, devices: int = 1) -> Shard:
-    return Shard(key, (key,), ("test_a.py::test_it",), devices, ACCURACY, 1.0, "a guess", after=after)
-
-
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[..., tuple[Followed, Scripted, Lines]]:
     def make(*shards: Shard, patience: Patience | None = None) -> tuple[Followed, Scripted, Lines]:
-        about = About("h200", "torch", "torch", {}, str(tmp_path), str(tmp_path), str(tmp_path), False, None, None)
-        campaign = Campaign(Manifest(RUN_ID, "2026-11-26T10:00:00Z", ("suites/",), about, shards), tmp_path / "out")
-        campaign.path.mkdir()
-        slurm, lines = Scripted(campaign), Lines()
+        planned = campaign(tmp_path / "out", *shards, gpu="h200")
+        slurm, lines = Scripted(planned), Lines()
         cluster = Cluster.of(QUICK, slurm.nodes())
         waits = patience or Patience(silence=30.0, report=0.0, ending=5.0)
-        return Followed(campaign, slurm, QUICK, cluster, lines, waits), slurm, lines
+        return Followed(planned, slurm, QUICK, cluster, lines, waits), slurm, lines
 
     return make
 
@@ -169,16 +154,6 @@ Made = Callable[..., tuple[Followed, Scripted, Lines]]
 
 def names(slurm: Scripted) -> list[str]:
     return [script for script, _ in slurm.submitted]
-
-
-def test_the_results_of_the_double_are_results(made: Made) -> None:
-    followed, _, _ = made(shard("a"))
-    only = followed.campaign.manifest.shards[0]
-    followed.campaign.folder(only).mkdir(parents=True)
-
-    write_results(followed.campaign, only)
-
-    assert followed.campaign.is_done(only)
 
 
 def test_every_shard_is_a_job_and_one_merges_after_all(made: Made) -> None:
@@ -196,7 +171,7 @@ def test_every_shard_is_a_job_and_one_merges_after_all(made: Made) -> None:
 
 
 def test_what_quantizes_is_submitted_first_and_waited_for(made: Made) -> None:
-    followed, slurm, _ = made(shard("large", "maker"), shard("maker"))
+    followed, slurm, _ = made(shard("large", after=("maker",)), shard("maker"))
 
     followed.run()
 
@@ -207,7 +182,7 @@ def test_only_what_has_no_results_is_run(made: Made) -> None:
     followed, slurm, _ = made(shard("a"), shard("b"))
     done = followed.campaign.manifest.shards[0]
     followed.campaign.folder(done).mkdir(parents=True)
-    write_results(followed.campaign, done)
+    leave_results(followed.campaign, done)
 
     followed.run()
 
@@ -324,7 +299,7 @@ def test_what_an_attempt_left_is_kept_aside(made: Made) -> None:
 def test_a_report_may_be_seen_late(made: Made) -> None:
     followed, slurm, lines = made(shard("a"), patience=Patience(silence=30.0, report=30.0, ending=5.0))
     slurm.writes_results = False
-    lines.at = lambda standing: write_results(followed.campaign, shard("a")) if len(lines.pictures) == 6 else None
+    lines.at = lambda standing: leave_results(followed.campaign, shard("a")) if len(lines.pictures) == 6 else None
 
     outcome = followed.run()
 
@@ -386,7 +361,7 @@ def test_jobs_that_are_queued_already_are_refused(made: Made) -> None:
 
     with pytest.raises(
         UsageError,
-        match=r"2 jobs of this run in Slurm's queue already \(1, 2\): wait .*scancel --name=llamaperf-8b9f0a5e",
+        match=r"2 jobs of this run in Slurm's queue already \(1, 2\): wait .*scancel --name=llamaperf-run-1",
     ):
         again.run()
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pytest_llamaperf.scaling.planning import Bill, Plan
 
 
+# Of HGX and DGX machines; and shards beyond which one of them is no place for them.
+_NODE, _SIMULATED = 8, 1000
+
+
 @click.command(
     short_help="Write what a run over several processes would be: shards, GPUs, minutes.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True},
@@ -106,7 +110,7 @@ def _tell(results: Path, found: Plan) -> None:
     from pytest_llamaperf.wording import counted
 
     manifest, about = found.manifest, found.manifest.about
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for heading in ("shards", "each on", "kind", "tests", "engine starts", "expected"):
         table.add_column(heading, header_style="dim")
@@ -131,6 +135,12 @@ def _tell(results: Path, found: Plan) -> None:
     word = "GPU-hours" if about.on_gpus else "slot-hours"
     console.print(f"in shards:           {_bill(found.bill, word)}")
     console.print(f"a process each test: {_bill(found.naive, word)}")
+    if len(manifest.shards) <= _SIMULATED and (alone := found.hours_on(_NODE, alone=True)) is not None:
+        shared = found.hours_on(_NODE, alone=False)
+        console.print(
+            f"on one node of {device_name(about, _NODE)}: about {_minutes(alone * 60)}, "
+            f"or {_minutes((shared or alone) * 60)} if shards that measure may share it (llamaperf run --share)"
+        )
     console.print(f"{counted(found.engines, 'engine')}; written: {results / NAME}")
 
 

@@ -85,6 +85,8 @@ class Family:
 
     def end(self) -> None:
         """Ask all to end, then end them. Gives up after GRACE + PATIENCE; `alive` tells whom the kernel would not end."""
+        if not self.alive():
+            return
         self._send(signal.SIGTERM)
         patience = time.monotonic() + GRACE
         while self.alive() and time.monotonic() < patience:

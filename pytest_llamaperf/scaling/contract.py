@@ -18,16 +18,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import write_atomically
-from pytest_llamaperf.hosting.processes import Exit
 from pytest_llamaperf.runs import RunHeader, read_run
 from pytest_llamaperf.runtimes import installed_versions
 from pytest_llamaperf.scaling.manifest import About, Manifest, Shard, read_manifest
 from pytest_llamaperf.wording import shown_path
+
+if TYPE_CHECKING:
+    from pytest_llamaperf.hosting.processes import Exit
 
 # In the environment of a shard: the id of its run, which its results repeat.
 RUN = "LLAMAPERF_RUN"
@@ -156,6 +157,8 @@ class Campaign:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Raises UsageError where another process runs the same manifest, on this machine or through a shared folder."""
+        from filelock import FileLock, Timeout  # every pytest session imports this module
+
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pytest_llamaperf.cases import CPU, Case, Workload
 from pytest_llamaperf.engines import EngineSpec
-from pytest_llamaperf.lengths import request_lengths
+from pytest_llamaperf.lengths import total_lengths
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def work_seconds(case: Case, runs: int, *, evaluated: bool) -> float:
         if not evaluated:
             return each * _FIXED
         return each * (_EVALUATED_ON_A_CPU if case.hardware == CPU else _EVALUATED)
-    lengths = request_lengths(case.work)
-    reading = each * sum(isl for isl, _ in lengths)
+    total = total_lengths(case.work)
+    reading = each * total.input
     step = case.recipe.weight_bytes(case.model) / (speeds.bandwidth * case.layout.gpus)
-    together = case.work.concurrency or len(lengths)
-    writing = sum(osl for _, osl in lengths) * max(each, step / together)
-    arriving = len(lengths) / case.work.arrival_rate if case.work.arrival_rate else 0.0
+    together = case.work.concurrency or total.requests
+    writing = total.output * max(each, step / together)
+    arriving = total.requests / case.work.arrival_rate if case.work.arrival_rate else 0.0
     return runs * max(reading + writing, arriving)

@@ -24,8 +24,8 @@ from pytest_llamaperf.scaling.contract import (
     Ending,
     Outcome,
 )
-from pytest_llamaperf.scaling.manifest import PERFORMANCE, Shard
-from pytest_llamaperf.scaling.queueing import Running, Waiting, seconds_left, startable
+from pytest_llamaperf.scaling.manifest import Shard
+from pytest_llamaperf.scaling.queueing import Running, Waiting, queue_of, seconds_left, startable
 from pytest_llamaperf.scaling.stopping import stopping
 from pytest_llamaperf.scaling.watching import Busy, Standing, Watcher, duration, ranges
 from pytest_llamaperf.wording import shown_path
@@ -76,7 +76,7 @@ class Node:
             self._end_what_was_left()
             remaining = self.campaign.remaining()
             self._done = len(self.campaign.manifest.shards) - len(remaining)
-            queue = sorted(remaining, key=lambda shard: (-self._demand(shard), -shard.minutes))
+            queue = list(remaining)
             try:
                 while (queue or self._running) and not stopped:
                     self._start_what_fits(queue)
@@ -100,23 +100,11 @@ class Node:
         if left := family.alive():
             raise UsageError(f"processes of an earlier run do not end: {', '.join(str(each.pid) for each in left)}")
 
-    def _demand(self, shard: Shard) -> int:
-        return len(self.devices) if self.alone and shard.kind == PERFORMANCE else shard.devices
-
     def _usable(self) -> int:
         return len(self.devices) - len(self._retired)
 
     def _waiting(self, queue: Sequence[Shard]) -> list[Waiting]:
-        """Whoever runs alone needs what is left of the node."""
-        return [
-            Waiting(
-                shard.key,
-                shard.devices if shard.devices > self._usable() else min(self._demand(shard), self._usable()),
-                shard.minutes * 60,
-                shard.after,
-            )
-            for shard in queue
-        ]
+        return queue_of(queue, self._usable(), alone=self.alone)
 
     def _at_work(self) -> list[Running]:
         return [Running(e.shard.key, e.demand, e.began + e.shard.minutes * 60) for e in self._running]
@@ -211,5 +199,8 @@ class Node:
     def _show(self, queue: Sequence[Shard]) -> None:
         now = time.monotonic()
         running = tuple(Busy(each.shard, ranges(each.devices), now - each.began) for each in self._running)
-        left = seconds_left(self._waiting(queue), self._at_work(), devices=self._usable(), now=now)
-        self.watcher.show(Standing(running, tuple(queue), self._done, len(self._without), left))
+        waiting = self._waiting(queue)
+        left = seconds_left(waiting, self._at_work(), devices=self._usable(), now=now)
+        by_key = {shard.key: shard for shard in queue}
+        next_ones = tuple(by_key[each.key] for each in waiting)
+        self.watcher.show(Standing(running, next_ones, self._done, len(self._without), left))

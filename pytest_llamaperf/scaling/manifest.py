@@ -93,7 +93,7 @@ class Manifest:
         document = {
             "schema": SCHEMA,
             "run": {"id": self.id, "planned": self.planned, "options": list(self.options), **asdict(self.about)},
-            "shards": [asdict(shard) for shard in self.shards],
+            "shards": [dict(vars(shard)) for shard in self.shards],
             "deselected": list(self.deselected),
         }
         return {**document, "checksum": _checksum(document)}

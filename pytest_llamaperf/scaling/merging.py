@@ -83,8 +83,8 @@ def _read(campaign: Campaign, shard: Shard) -> Run:
     except UsageError as problem:
         raise _Unusable(f"damaged: {shard}: {problem}") from None
     where, told, manifest = shown_path(folder), run.header.shard, campaign.manifest
-    if not told:
-        raise _Unusable(f"foreign: {shard}: {where} is of a pytest session that was no shard")
+    if not told.get("run"):
+        raise _Unusable(f"foreign: {shard}: {where} is of a pytest session that was no shard of a planned run")
     if told.get("run") != manifest.id:
         raise _Unusable(f"stale: {shard}: {where} is of the run {told.get('run')}, not of {manifest.id}")
     if told.get("key") != shard.key:

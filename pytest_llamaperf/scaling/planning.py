@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pytest_llamaperf.scaling.durations import Known, expected
 from pytest_llamaperf.scaling.inventory import Inventory, NeededTest
 from pytest_llamaperf.scaling.manifest import ACCURACY, PERFORMANCE, About, Manifest, Shard
+from pytest_llamaperf.scaling.queueing import queue_of, simulated
 from pytest_llamaperf.scaling.shards import NO_ENGINE, grouped
 
 # Seconds of a pytest process without an engine: Python, imports, collection.
@@ -33,10 +34,18 @@ class Plan:
     bill: Bill
     naive: Bill
 
-    @property
-    def node_hours(self) -> float:
-        """Of all shards one after the other."""
-        return sum(shard.minutes for shard in self.manifest.shards) / 60
+    def hours_on(self, devices: int, *, alone: bool) -> float | None:
+        """From the first start to the last end on a node of so many devices, shared out as `llamaperf run` does.
+
+        None where a shard needs more.
+        """
+        shards = self.manifest.shards
+        if any(shard.devices > devices for shard in shards):
+            return None
+        return (
+            max((each.end for each in simulated(queue_of(shards, devices, alone=alone), devices=devices)), default=0)
+            / 3600
+        )
 
 
 def planned(inventory: Inventory, *, id: str, now: str, options: Sequence[str], known: Sequence[Known] = ()) -> Plan:

@@ -7,8 +7,10 @@ system, 1995). So eight GPUs come free for the one who needs eight, however many
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+
+from pytest_llamaperf.scaling.manifest import PERFORMANCE, Shard
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,19 @@ class Placed:
     demand: int
     start: float
     end: float
+
+
+def demand(shard: Shard, devices: int, *, alone: bool) -> int:
+    """Devices that have to be free for a shard, of a node that has so many: all of them where it measures and runs alone."""
+    return max(devices, shard.devices) if alone and shard.kind == PERFORMANCE else shard.devices
+
+
+def queue_of(shards: Iterable[Shard], devices: int, *, alone: bool) -> list[Waiting]:
+    """Shards in the order in which they are to start, the largest and longest first."""
+    waiting = [
+        Waiting(shard.key, demand(shard, devices, alone=alone), shard.minutes * 60, shard.after) for shard in shards
+    ]
+    return sorted(waiting, key=lambda each: (-each.demand, -each.seconds))
 
 
 def startable(waiting: Sequence[Waiting], running: Sequence[Running], *, devices: int, now: float) -> list[Waiting]:
