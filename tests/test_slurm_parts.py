@@ -99,6 +99,16 @@ def test_a_profile_is_read(tmp_path: Path) -> None:
     )
 
 
+def test_the_profile_of_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    text = page.split("```yaml\n")[1].split("```")[0]
+
+    profile = read_profile(written(tmp_path, text))
+
+    assert set(text.replace("\n ", "").split()) >= {f"{field.name}:" for field in dataclasses.fields(Profile)[:-1]}
+    assert (profile.minutes, profile.look) == (Minutes(), Profile.look)
+
+
 def test_a_profile_may_say_nothing(tmp_path: Path) -> None:
     assert dataclasses.replace(read_profile(written(tmp_path, "schema: 1\n")), document=None) == Profile()
 
