@@ -67,6 +67,13 @@ def test_why_a_shard_has_no_results_is_told_where_somebody_noted_it(whole: Campa
     assert "of an earlier try" not in result.output
 
 
+def test_a_session_that_was_told_to_end_has_a_report_and_goes_on_later(whole: Campaign) -> None:
+    fewer_tests(whole)
+
+    assert whole.has_report(A)
+    assert whole.remaining() == [A]
+
+
 def cut_off(of: Campaign) -> None:
     (of.folder(A) / "run.json").unlink()
 

@@ -465,7 +465,7 @@ EXITED = 256
         (Job("7", "FAILED", 127 * EXITED, "n1"), False, End.LOST, "status 127, and no report of it is seen here"),
         (Job("7", "COMPLETED", 0, "n1"), False, End.LOST, "is its folder on a file system that all nodes share"),
         (Job("7", "FAILED", 2 * EXITED, "n1"), False, End.LOST, "status 2, and no report of it"),
-        (Job("7", "FAILED", 2 * EXITED, "n1"), True, End.BROKEN, "pytest ended on n1 with status 2"),
+        (Job("7", "FAILED", 3 * EXITED, "n1"), True, End.BROKEN, "pytest ended on n1 with status 3"),
         (Job("7", "FAILED", 4 * EXITED, "n1"), False, End.BROKEN, "pytest ended on n1 with status 4"),
         (Job("7", "FAILED", 124 * EXITED, "n1"), True, End.BROKEN, "told to end at its time limit on n1"),
         (Job("7", "FAILED", 124 * EXITED, "n1"), False, End.BROKEN, "told to end at its time limit on n1"),
@@ -477,8 +477,22 @@ EXITED = 256
     ],
 )
 def test_what_the_end_of_a_job_means(job: Job | None, done: bool, end: End, words: str) -> None:
-    found = ending(job, done=done)
+    found = ending(job, done=done, reported=done)
 
     assert found.end is end
     assert words in found.reason
     assert bool(found.reason) is (end is not End.DONE)
+
+
+@pytest.mark.parametrize(
+    ("job", "end"),
+    [
+        (Job("7", "FAILED", 2 * EXITED, "n1"), End.BROKEN),
+        (Job("7", "COMPLETED", 0, "n1"), End.BROKEN),
+        (Job("7", "FAILED", 124 * EXITED, "n1"), End.BROKEN),
+        (Job("7", "FAILED", 9, "n1"), End.LOST),
+        (Job("7", "NODE_FAIL", 0, "n1"), End.LOST),
+    ],
+)
+def test_a_part_of_the_results_is_no_second_try_unless_the_cluster_cut_it_off(job: Job, end: End) -> None:
+    assert ending(job, done=False, reported=True).end is end

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import write_atomically
-from pytest_llamaperf.runs import RunHeader, read_run
+from pytest_llamaperf.records import UNFINISHED
+from pytest_llamaperf.runs import Run, RunHeader, read_run
 from pytest_llamaperf.runtimes import installed_versions
 from pytest_llamaperf.scaling.manifest import About, Manifest, Shard, read_manifest
 from pytest_llamaperf.wording import shown_path
@@ -110,14 +111,19 @@ class Campaign:
         return [shard for shard in self.manifest.shards if not self.is_done(shard)]
 
     def is_done(self, shard: Shard) -> bool:
-        """Whether its results are there, whole and of this run; what they say is not looked at."""
-        folder = self.folder(shard)
-        if not (folder / "run.json").is_file():
+        """Whether its results are there, whole and of this run; what they say is not looked at. Those of a session that was
+        told to end are a report, and not whole."""
+        if not self.has_report(shard):
             return False
         try:
-            return belongs(read_run(folder / "run.json").header, self.manifest, shard)
+            run = read_run(self.folder(shard) / "run.json")
         except UsageError:
             return False
+        return belongs(run.header, self.manifest, shard) and not lacking(run, shard)
+
+    def has_report(self, shard: Shard) -> bool:
+        """Whether its pytest came to its own end, also by being told to: it wrote a run.json."""
+        return (self.folder(shard) / "run.json").is_file()
 
     def ending(self, shard: Shard, exit: Exit) -> Ending:
         """What an ended process has come to. Killed by a signal, or unable to write: lost. What pytest itself refuses is
@@ -201,6 +207,12 @@ def campaign_of(path: Path) -> Campaign:
 
 def belongs(header: RunHeader, manifest: Manifest, shard: Shard) -> bool:
     return header.shard.get("run") == manifest.id and header.shard.get("key") == shard.key
+
+
+def lacking(run: Run, shard: Shard) -> list[str]:
+    """Tests of the shard that did not run to their end."""
+    ran = {test.nodeid for test in run.tests if test.outcome != UNFINISHED}
+    return [test for test in shard.tests if test not in ran]
 
 
 def refuse_foreign(found: Path, manifest: Manifest) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 from pytest_llamaperf.baselines import read_baselines
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.gates import Decision, decide
-from pytest_llamaperf.records import UNFINISHED, TestRecord
+from pytest_llamaperf.records import TestRecord
 from pytest_llamaperf.requirements import promised_by, required_for
 from pytest_llamaperf.runs import Run, RunHeader, read_run
-from pytest_llamaperf.scaling.contract import JUNIT, SHARDS, Campaign
+from pytest_llamaperf.scaling.contract import JUNIT, SHARDS, Campaign, lacking
 from pytest_llamaperf.scaling.junit import Suites, read_suites
 from pytest_llamaperf.scaling.manifest import About, Shard
 from pytest_llamaperf.waivers import waivers_for
@@ -93,10 +93,9 @@ def _read(campaign: Campaign, shard: Shard) -> Run:
         raise _Unusable(f"foreign: {shard}: {where} was run with {apart}")
     if strange := {test.nodeid for test in run.tests} - set(shard.tests):
         raise _Unusable(f"foreign: {shard}: {where} has tests that were not planned, as {min(strange)}")
-    ran = {test.nodeid for test in run.tests if test.outcome != UNFINISHED}
-    if lacking := [test for test in shard.tests if test not in ran]:
+    if absent := lacking(run, shard):
         raise _Unusable(
-            f"missing: {shard}: {counted(len(lacking), 'test')} of {len(shard.tests)} did not run, as {lacking[0]}"
+            f"missing: {shard}: {counted(len(absent), 'test')} of {len(shard.tests)} did not run, as {absent[0]}"
         )
     return run
 

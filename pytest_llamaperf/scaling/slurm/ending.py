@@ -18,14 +18,17 @@ WRONG_USE = 4
 _NOT_STARTED = 53
 
 
-def ending(job: Job | None, *, done: bool) -> Ending:
-    """`job` is None where Slurm has forgotten it; `done` is whether the results of its shard are there.
+def ending(job: Job | None, *, done: bool, reported: bool) -> Ending:
+    """`job` is None where Slurm has forgotten it; `done` is whether the results of its shard are there, `reported` whether
+    anything is: pytest writes what it has when it is told to end.
 
     Lost is what the cluster lost: its node failed, it was not started, it was pushed aside, or it died without a report.
     Broken is what would end like that again: its time or memory was too small, somebody cancelled it, or pytest refused.
     """
+    if job is None and done:
+        return Ending(End.DONE)
     if job is None:
-        return Ending(End.DONE) if done else Ending(End.LOST, "Slurm has forgotten its job, and it left no report")
+        return Ending(End.LOST, "Slurm has forgotten its job, and its results are not whole")
     match job.state:
         case "NODE_FAIL" | "BOOT_FAIL":
             return Ending(End.LOST, f"its node {job.node} failed")
@@ -39,10 +42,10 @@ def ending(job: Job | None, *, done: bool) -> Ending:
             return Ending(End.BROKEN, f"it did not end at its time limit, and Slurm ended it on {job.node}")
     if not job.node:
         return Ending(End.BROKEN, f"Slurm gave it no node: {job.reason or job.state}")
-    return _by_status(job, done)
+    return _by_status(job, done, reported)
 
 
-def _by_status(job: Job, done: bool) -> Ending:
+def _by_status(job: Job, done: bool, reported: bool) -> Ending:
     status = job.exit_status
     if status is None:
         if job.signal == _NOT_STARTED:
@@ -55,16 +58,12 @@ def _by_status(job: Job, done: bool) -> Ending:
             End.BROKEN,
             f"it was told to end at its time limit on {job.node}, did not in {ENDING_SECONDS} s, and was killed",
         )
-    if done:
-        return Ending(End.DONE) if status in WITH_RESULTS else _broken(job)
-    if status == WRONG_USE:
-        return _broken(job)
+    if status in WITH_RESULTS and done:
+        return Ending(End.DONE)
+    if reported or status == WRONG_USE:
+        return Ending(End.BROKEN, f"pytest ended on {job.node} with status {status}, and its results are not whole")
     hint = ": is its folder on a file system that all nodes share?" if status in WITH_RESULTS else ""
     return Ending(End.LOST, f"it ended on {job.node} with status {status}, and no report of it is seen here{hint}")
-
-
-def _broken(job: Job) -> Ending:
-    return Ending(End.BROKEN, f"pytest ended on {job.node} with status {job.exit_status}")
 
 
 def _name(number: int | None) -> str:

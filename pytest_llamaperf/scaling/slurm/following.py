@@ -234,7 +234,7 @@ class Followed:
         if not done and wrote and time.monotonic() - each.ended < self.patience.report:
             return
         del self._live[id]
-        end = ending(each.seen, done=done)
+        end = ending(each.seen, done=done, reported=self.campaign.has_report(each.shard))
         if end.end is End.DONE:
             self._done += 1
             took = f" after {duration(each.ended - each.began)}" if each.began is not None else ""
