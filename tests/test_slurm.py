@@ -418,6 +418,17 @@ def test_a_profile_that_is_wrong_starts_nothing(cluster: Cluster, run: Run, prof
     assert_nothing_left(cluster, run)
 
 
+def test_a_folder_that_cannot_be_written_is_told_and_nothing_is_left(cluster: Cluster, run: Run) -> None:
+    run.plan("tp1")
+    (run.results / "slurm").write_text("in the place of the folder of scripts")
+
+    found = run.command(*run.run_command)
+
+    assert found.returncode == 2
+    assert "cannot be written: File exists" in found.stderr
+    assert_nothing_left(cluster, run)
+
+
 def test_a_shard_that_needs_more_gpus_than_there_are_starts_nothing(cluster: Cluster, run: Run) -> None:
     run.plan("tp1", "tp8-pp4")
 

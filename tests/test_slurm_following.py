@@ -92,7 +92,9 @@ class Scripted:
             self._jobs |= {id: Job(id, "PENDING", reason="PartitionTimeLimit") for id in self.live}
             return dict(self._jobs)
         for id, job in self._jobs.items():
-            if job.state == "RUNNING":
+            if job.state == "COMPLETING":
+                self._jobs[id] = Job(id, "CANCELLED")
+            elif job.state == "RUNNING":
                 self._jobs[id] = self._ended(id)
             elif job.state == "PENDING" and not set(self._after.get(id, ())) & set(self.live):
                 self._jobs[id] = Job(id, "RUNNING", 0, "n1")
@@ -114,9 +116,12 @@ class Scripted:
             self.cancel_job(id)
 
     def cancel_job(self, id: str) -> None:
-        if not self._jobs[id].ended:
-            self.cancelled.append(id)
+        """It takes one look until a job has ended."""
+        if self._jobs[id].state == "COMPLETING":
             self._jobs[id] = Job(id, "CANCELLED")
+        elif not self._jobs[id].ended:
+            self.cancelled.append(id)
+            self._jobs[id] = Job(id, "COMPLETING")
 
     def nodes(self) -> list[Node]:
         return [
@@ -187,6 +192,15 @@ def test_only_what_has_no_results_is_run(made: Made) -> None:
     followed.run()
 
     assert names(slurm) == ["0002-b", "merge"]
+
+
+def test_with_all_results_there_is_nothing_to_submit(made: Made) -> None:
+    followed, slurm, _ = made(shard("a"))
+    leave_results(followed.campaign, shard("a"))
+
+    outcome = followed.run()
+
+    assert (slurm.submitted, outcome.left) == ([], ())
 
 
 def test_what_the_cluster_lost_is_tried_once_more_on_another_node(made: Made) -> None:
@@ -406,9 +420,18 @@ def test_a_slurm_that_is_silent_for_long_is_told_and_what_can_be_is_cancelled(ma
 def test_a_submission_without_an_answer_is_not_there_twice(made: Made) -> None:
     followed, slurm, _ = made(shard("a"), shard("b"))
     slurm.mute = 1
+    writes: list[str] = []
+    submit = slurm.submit
+
+    def submitted(script: Path, options: Sequence[str] = ()) -> str:
+        writes.extend(job for job in slurm.live if script.stem == "0001-a")
+        return submit(script, options)
+
+    slurm.submit = submitted  # type: ignore[method-assign]
 
     outcome = followed.run()
 
+    assert writes == [], "the first one has ended before the second is there"
     assert slurm.cancelled == ["1"]
     assert names(slurm) == ["0001-a", "0001-a", "0002-b", "merge"]
     assert outcome.without == {}
@@ -425,6 +448,20 @@ def test_a_signal_cancels_everything(made: Made, number: signal.Signals) -> None
     assert [each.key for each in outcome.left] == ["a", "b"]
     assert slurm.live == []
     assert lines.told("all jobs of this run are cancelled")
+
+
+def test_signals_that_are_ignored_stay_so(made: Made) -> None:
+    """As nohup has it."""
+    followed, slurm, lines = made(shard("a"))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    lines.at = lambda standing: os.kill(os.getpid(), signal.SIGHUP)
+    try:
+        outcome = followed.run()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    assert not outcome.interrupted
+    assert slurm.cancelled == []
 
 
 def test_any_error_cancels_everything(made: Made) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llamaperf.commands import main
 from pytest_llamaperf.errors import DocumentError, UsageError
 from pytest_llamaperf.scaling.contract import Campaign, End
 from pytest_llamaperf.scaling.manifest import ACCURACY, PERFORMANCE, About, Manifest, Shard
@@ -343,6 +345,25 @@ def test_another_node_is_one_that_is_open_large_enough_and_not_avoided() -> None
     assert not cluster.has_another(eight, ["n1"])
     assert not cluster.has_another(four, ["n1", "n3"])
     assert [closed.name for closed in cluster.closed] == ["n2"]
+
+
+# The command.
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--profile", "slurm.yaml"], "--profile says nothing about --on local"),
+        (["--detach"], "--detach says nothing about --on local"),
+        (["--on", "slurm", "--slots", "2"], "--slots says nothing about --on slurm"),
+        (["--on", "slurm", "--share"], "--share says nothing about --on slurm; write share_nodes: true in a profile"),
+    ],
+)
+def test_options_of_another_place_are_refused(options: list[str], problem: str) -> None:
+    result = CliRunner().invoke(main, ["run", "out", *options], prog_name="llamaperf")
+
+    assert result.exit_code == 2
+    assert problem in result.output
 
 
 # Scripts.

@@ -57,6 +57,7 @@ def run(manifest: Path, place: str, slots: int | None, share: bool, profile: Pat
     _refuse_options_of_other_places(place, slots=slots, share=share, profile=profile, detach=detach)
     campaign = campaign_of(manifest)
     campaign.check()
+    detach = detach and bool(campaign.remaining())  # what has all its results is merged here and now
     if place == "slurm":
         outcome = _on_slurm(campaign, profile, detach)
     else:
@@ -126,6 +127,8 @@ def _on_slurm(campaign: Campaign, path: Path | None, detach: bool) -> Outcome:
     except NoAnswer as problem:
         click.echo(f"Error: {problem}", err=True)
         sys.exit(NOT_ENOUGH)
+    except OSError as problem:
+        raise UsageError(f"{problem.filename or campaign.path}: cannot be written: {problem.strerror}") from None
     finally:
         watching.close()
     if detach and not outcome.interrupted:

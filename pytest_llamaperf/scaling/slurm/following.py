@@ -103,6 +103,8 @@ class Followed:
         with self.campaign.locked(), stopping() as self._stopped:
             self._refuse_what_is_queued()
             remaining = self.campaign.remaining()
+            if not remaining:
+                return Outcome({}, (), False)
             self._done = len(self.campaign.manifest.shards) - len(remaining)
             self._queue.extend(_Try(shard) for shard in in_turn(remaining))
             finished = False
@@ -222,10 +224,10 @@ class Followed:
 
     def _drop_unknown(self, jobs: Mapping[str, Job]) -> None:
         """Jobs that were submitted although the answer got lost. They are submitted again, and then the one that merges."""
-        for job in jobs.values():
-            if not job.ended and job.id not in self._live:
-                self.slurm.cancel_job(job.id)
-        self._unsure = False
+        unknown = [job.id for job in jobs.values() if not job.ended and job.id not in self._live]
+        for id in unknown:
+            self.slurm.cancel_job(id)
+        self._unsure = bool(unknown)  # until they have ended: they write into the folders of those that follow
 
     def _has_ended(self, id: str, each: _Try) -> None:
         done = self.campaign.is_done(each.shard)
