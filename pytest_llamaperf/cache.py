@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout, UnixFileLock
 
 from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.files import make_private
 from pytest_llamaperf.wording import shown_path
 
 SETTING = "LLAMAPERF_CACHE"
@@ -88,6 +89,7 @@ class Cache:
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         """One process at a time makes what is called so."""
+        make_private(self.root)  # where it is made now; a folder for a team is made by whoever shares it
         for folder in ("locks", "making"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         lock = self._lock(name)
@@ -151,6 +153,8 @@ def problem_of(entry: Path, key: str) -> str | None:
     if manifest.get("key") != key:
         return "it is of another key"
     for name, size in manifest["files"].items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"{name} is outside of it"
         found = (entry / name).stat().st_size if (entry / name).is_file() else None
         if found != size:
             return f"{name} is missing" if found is None else f"{name} is {found:,} bytes long and was {size:,}"

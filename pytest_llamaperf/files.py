@@ -30,6 +30,29 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def make_private(folder: Path) -> None:
+    """For its owner alone, where it is not there yet. Folders above it are made as any others."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def open_private(path: Path) -> int:
+    """A descriptor to add to a file that, where it is made now, is for its owner alone. Raises OSError, also for a link."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def write_private(path: Path, text: str, *, program: bool = False) -> None:
+    """A new file, on the disk, for its owner alone; as a program it may be run.
+
+    Raises OSError where something is there already, ValueError for a program that names what no file can be called.
+    """
+    mode, unprintable = (0o700, "surrogateescape") if program else (0o600, UNPRINTABLE)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors=unprintable) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def is_absent(path: Path) -> bool:
     """Whether nothing has that name. What is there and cannot be read, as a link to nowhere, is not absent."""
     try:

@@ -128,7 +128,8 @@ class TestRecord:
     """A test: passed, failed, error, skipped, waived or unfinished; `reason` says why where it did not pass. Seconds.
 
     `case` is the id of the case it is about, None for a test about none; `attempts` counts how often it was tried;
-    `measures` tells whether it asked for measurements, which it then has to judge.
+    `measures` tells whether it asked for measurements, which it then has to judge. `evidence` is the folder with what was kept
+    of its failure, from that of the results.
     """
 
     nodeid: str
@@ -139,6 +140,7 @@ class TestRecord:
     case: str | None = None
     attempts: int = 0
     measures: bool = False
+    evidence: str | None = None
 
     @property
     def broke(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,7 +21,8 @@ def surroundings_of(config: pytest.Config, settings: Settings) -> Surroundings:
     if settings.results is not None:
         logs = settings.results / "engines"
     else:
-        logs = Path(tempfile.gettempdir()) / f"llamaperf-engines-{os.getpid()}-{id(config):x}"
+        # Made when an engine starts. Nobody else can have made it before, for nobody can guess its name.
+        logs = Path(tempfile.gettempdir()) / f"llamaperf-engines-{secrets.token_hex(8)}"
         temporary = _TemporaryLogs(logs)
         config.pluginmanager.register(temporary, "llamaperf-logs")
         config.add_cleanup(temporary.remove)

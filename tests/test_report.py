@@ -127,6 +127,17 @@ def test_a_failure_stands_before_the_values_with_its_promise_and_how_to_repeat_i
     assert read.open == []
 
 
+def test_a_failure_names_the_folder_with_its_evidence() -> None:
+    lost = result(300.0, 301.0)
+    kept = dataclasses.replace(record(lost, outcome="failed"), evidence="evidence/llama-1a2b")
+    broken = TestRecord("a.py::test_c", "error", 0.0, "left over", evidence="evidence/other-3c4d")
+
+    read = Read(page(Run(HEADER, (kept, broken), decide((kept, broken)))))
+
+    assert read.text.count("Evidence in the folder of the run: evidence/llama-1a2b") == 1
+    assert read.text.count("Evidence in the folder of the run: evidence/other-3c4d") == 1
+
+
 def test_a_released_build_says_so_and_shows_no_failure() -> None:
     read = Read(page(run_of(result(470.0, 471.0))))
 
@@ -318,7 +329,7 @@ def hostile_run() -> Run:
     bad = dataclasses.replace(bad, nodeid=HOSTILE)
     other = dataclasses.replace(bad, nodeid="b", outcome=HOSTILE, metric=HOSTILE, case={**bad.case, "id": "other"})
     tests = (
-        TestRecord(HOSTILE, "failed", 0.0, HOSTILE, (bad, other), HOSTILE),
+        TestRecord(HOSTILE, "failed", 0.0, HOSTILE, (bad, other), HOSTILE, evidence=HOSTILE),
         TestRecord("x", "skipped", 0.0, HOSTILE),
         TestRecord("y", HOSTILE, 0.0, HOSTILE),
     )

@@ -52,6 +52,7 @@ def test_a_run_is_read_back_as_it_was_written() -> None:
             "case": None,
             "attempts": 0,
             "measures": False,
+            "evidence": None,
         },
         {
             "nodeid": "suites/test_a.py::test_c",
@@ -61,6 +62,7 @@ def test_a_run_is_read_back_as_it_was_written() -> None:
             "case": None,
             "attempts": 0,
             "measures": False,
+            "evidence": None,
         },
     ]
     assert document["decision"] == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,15 @@ def test_what_broke_after_the_values_of_a_test_is_a_failure_of_its_own(outcome: 
     assert "\n4.1 GiB of GPU memory are still held\n" in markdown_of(run_of(broken=(broken,)))
 
 
+def test_a_failure_names_the_folder_with_its_evidence() -> None:
+    lost, broken = record(result(100.0), outcome="failed"), TestRecord("a.py::test_c", "error", 0.0, "left over")
+    tests = (dataclasses.replace(lost, evidence="evidence/a-1"), dataclasses.replace(broken, evidence="evidence/b-2"))
+
+    text = markdown_of(Run(HEADER, tests, decide(tests)))
+
+    assert re.findall("Evidence in the folder of the run: (.*)", text) == ["evidence/a-1", "evidence/b-2"]
+
+
 def test_a_release_is_told_in_the_first_line() -> None:
     text = markdown_of(run_of(result()))
 
@@ -172,8 +182,10 @@ def check_hostile(hostile: str) -> None:
         reproduce=hostile,
         case={**case().to_dict(), "id": hostile},
         outcome=f"o{hostile}",
+        baseline={"value": 463.1, "tolerance": 0.1, "source": hostile, "file": hostile, "line": hostile},
+        waiver=dict.fromkeys(("reason", "owner", "expires", "file", "line"), hostile),
     )
-    broken = TestRecord(hostile, "error", 0.0, hostile)
+    broken = TestRecord(hostile, "error", 0.0, hostile, evidence=hostile)
 
     text = markdown_of(run_of(it, broken=(broken,)))
 

@@ -148,6 +148,8 @@ def case_of_key(hardware: str, key: str) -> Case:
     if len(parts) != 5:
         raise UsageError(f"a case is written engine/model/recipe/layout/workload, not {key!r}")
     engine, model, recipe, layout, work = parts
+    if model in (".", ".."):  # elsewhere a model may be named by its folder; a file that is reviewed names it by name
+        raise UsageError(f"{model!r} is no model; {nearest(model, models())}")
     return Case(hardware, engine, model_named(model), recipe_named(recipe), Layout.parse(layout), workload_named(work))
 
 

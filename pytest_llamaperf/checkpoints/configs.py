@@ -34,6 +34,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def refuse_code(folder: Path) -> None:
+    """Refuse a checkpoint that brings classes of its own: tools that read it, as trtllm-bench, would run them.
+
+    Raises BadCheckpoint.
+    """
+    for path in sorted({folder / CONFIG, *folder.glob("*_config.json")}):
+        if read_json(path).get("auto_map"):
+            raise BadCheckpoint(
+                path,
+                "names code that comes with the checkpoint (auto_map), and such code is never run here; a plain Llama needs "
+                "none: take auto_map out, in a copy of the folder",
+            )
+
+
 def tokenizer_file(folder: Path) -> Path | None:
     """The file with the tokenizer's vocabulary."""
     return next((folder / name for name in TOKENIZERS if (folder / name).exists()), None)

@@ -28,14 +28,14 @@ def in_a_child(deadlines: Deadlines, on_progress: OnProgress | None) -> Maker:
 
     def make(command: str, arguments: Mapping[str, Any], log: Path) -> Mapping[str, Any]:
         environment = {
-            "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of transformers too; progress is reported, the log is for errors
             # On a machine shared with others, threads that wait actively for each other take ten times as long.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-        if command != "fetch":
-            environment["HF_HUB_OFFLINE"] = "1"  # everything that is needed lies in a folder
-        with Host(DRIVER, log=log, deadlines=deadlines, environment=environment, on_progress=on_progress) as host:
+        asked = command == "fetch"  # for everything else what is needed lies in a folder
+        with Host(
+            DRIVER, log=log, deadlines=deadlines, environment=environment, network=asked, on_progress=on_progress
+        ) as host:
             answer: Mapping[str, Any] = host.call(command, arguments, Phase.RUN)
         return answer
 

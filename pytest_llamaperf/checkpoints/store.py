@@ -19,7 +19,7 @@ from typing import Any
 from pytest_llamaperf.cache import FULL, SETTING, Cache, default_root, read_manifest
 from pytest_llamaperf.cases import Model, Number, Recipe
 from pytest_llamaperf.checkpoints.calibration import Calibration
-from pytest_llamaperf.checkpoints.configs import TOKENIZERS, tokenizer_file
+from pytest_llamaperf.checkpoints.configs import TOKENIZERS, refuse_code, tokenizer_file
 from pytest_llamaperf.checkpoints.digests import file_digest, folder_digest
 from pytest_llamaperf.checkpoints.entries import problem_of
 from pytest_llamaperf.checkpoints.intended import (
@@ -113,6 +113,7 @@ class CheckpointStore:
                 path = Path(answer["path"])
             case Folder(path):
                 pass
+        refuse_code(path)
         if said := quantization_of(path):
             checked_as_given(path, model, recipe)
             return Checkpoint(path, model.name, recipe.name, folder_digest(path), said.versions)

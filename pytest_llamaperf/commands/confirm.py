@@ -41,8 +41,12 @@ def confirm(run: Path, against: str, results: Path | None, options: tuple[str, .
     if not doubtful:
         click.echo(f"nothing to confirm: {run} has no regression, and nothing it could not tell")
         return
+    if strange := [name for name in doubtful if name.startswith(("-", "@"))]:
+        raise UsageError(
+            f"{run}: {strange[0]!r} is no name of a test, and would be an option of pytest; nothing was run"
+        )
     folder = results or (run if run.is_dir() else run.parent) / "confirmed"
-    asked = ["--gpu", earlier.header.gpu, "--engine", earlier.header.engine, "--against", against]
+    asked = [f"--gpu={earlier.header.gpu}", f"--engine={earlier.header.engine}", "--against", against]
     command = [sys.executable, "-m", "pytest", *doubtful, *asked, "--results", str(folder), *options]
     status = subprocess.run(command, check=False).returncode
     if status not in (0, 1):

@@ -47,7 +47,7 @@ def started(
     ending.callback(shutil.rmtree, scratch, ignore_errors=True)
     host = Host(
         driver,
-        log=surroundings.logs / (re.sub(r"[^-.@=\w]+", "_", str(spec)) + ".log"),
+        log=surroundings.logs / log_name(str(spec)),
         deadlines=deadlines or surroundings.deadlines,
         python=None if spec.runtime is None else spec.runtime.python,
         environment={**(spec.runtime.variables() if spec.runtime else {}), "TMPDIR": str(scratch), **environment},
@@ -55,6 +55,11 @@ def started(
     )
     ending.callback(host.kill)
     return host
+
+
+def log_name(engine: str) -> str:
+    """Of the file that keeps what an engine prints, by what the engine is called; always a plain name."""
+    return re.sub(r"[^-.@=\w]+", "_", engine) + ".log"
 
 
 def fingerprint(

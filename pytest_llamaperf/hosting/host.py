@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, NoReturn, Self, cast
 
+from pytest_llamaperf.files import make_private, open_private
 from pytest_llamaperf.hosting.channel import Channel, Cut, Expired
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind, classify
 from pytest_llamaperf.hosting.phases import Deadlines, Phase
@@ -29,6 +30,10 @@ EXIT_PATIENCE = 1.0  # seconds between the end of a process's stream and its own
 REAP_PATIENCE = 1.0  # seconds; only what the kernel will not end takes longer than none
 LAST_LINES = 20  # of the log, for a message
 LAST_BYTES = 8192  # of the log, in which to look for them
+
+# Libraries look things up, and tell of their use, wherever they are not told otherwise.
+SILENT = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRTLLM_NO_USAGE_STATS": "1"}
+OFFLINE = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,13 @@ class Host:
         python: Path | None = None,
         deadlines: Deadlines = DEFAULT_DEADLINES,
         environment: Mapping[str, str] = MappingProxyType({}),
+        network: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         """Starts `driver`, a name in `children/` or the path of a .py file, under `python` (default: this one).
 
-        What the driver and its libraries print is added to `log`; `environment` is added to this process's. Raises
+        What the driver and its libraries print is added to `log`, which its owner alone may read; `environment` is added to
+        this process's. Libraries are told to stay off the network, unless it is `network` that somebody asked for. Raises
         EngineFailure when the driver is not ready within the deadline of loading.
         """
         self.deadlines, self.log = deadlines, log
@@ -70,7 +77,8 @@ class Host:
         self._calls = 0
         self._failure: EngineFailure | None = None
         self._ended = False
-        self._process = self._started(driver, python or Path(sys.executable), environment)
+        quiet = SILENT if network else {**SILENT, **OFFLINE}
+        self._process = self._started(driver, python or Path(sys.executable), {**quiet, **environment})
         self._family = Family(self.pid, self._owner)
         # With bufsize=0 and bytes, pipes of Popen are FileIO.
         writing, reading = cast(FileIO, self._process.stdin), cast(FileIO, self._process.stdout)
@@ -151,8 +159,8 @@ class Host:
 
     def _started(self, driver: str | Path, python: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         try:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("ab") as log:
+            make_private(self.log.parent)
+            with os.fdopen(open_private(self.log), "ab") as log:
                 self._log_start = log.tell()
                 try:
                     return subprocess.Popen(

@@ -34,7 +34,7 @@ _OPEN_AT_FIRST = 10  # failures, and reasons, before a reader has to ask for mor
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong: of a result, or of a test that ended without one. `again` is a command."""
+    """What went wrong: of a result, or of a test that ended without one. `again` is a command, `evidence` a folder of the run."""
 
     title: str
     what: str
@@ -43,6 +43,7 @@ class Failure:
     row: Row | None
     again: str
     by_hand: str | None
+    evidence: str | None
 
     @property
     def waived(self) -> bool:
@@ -114,15 +115,18 @@ def _failures(run: Run, rows: Sequence[Row]) -> list[Failure]:
     """Regressions, the largest first, then errors, then what broke in tests beside their results; what is waived comes last."""
     bad = [row for row in rows if row.result.outcome in FAILED]
     bad.sort(key=lambda row: (FAILED.index(Outcome(row.result.outcome)), charts.headroom(row)))
+    kept = {test.nodeid: test.evidence for test in run.tests}
     of_results = [
         Failure(
             row.id, row.result.metric or "", row.result.outcome, _told(row.result), row,
-            _again(run, row.result.nodeid), row.result.reproduce,
+            _again(run, row.result.nodeid), row.result.reproduce, kept.get(row.result.nodeid),
         )
         for row in bad
     ]  # fmt: skip
     of_tests = [
-        Failure(test.case or test.nodeid, "", test.outcome, test.reason, None, _again(run, test.nodeid), None)
+        Failure(
+            test.case or test.nodeid, "", test.outcome, test.reason, None, _again(run, test.nodeid), None, test.evidence
+        )
         for test in run.tests
         if test.broke
     ]

@@ -35,7 +35,7 @@ class Reporter:
     """A plugin object of the controlling process; workers of pytest-xdist have none."""
 
     def __init__(self, config: pytest.Config, acceptance: Acceptance) -> None:
-        self._acceptance = acceptance
+        self._config, self._acceptance = config, acceptance
         self._silent = only_looks(config)
         self._tests: dict[str, TestRecord] = {}
         self._files: _Files | None = None
@@ -56,7 +56,7 @@ class Reporter:
             except UsageError as problem:
                 raise pytest.UsageError(str(problem)) from None
         if self._acceptance.settings.results:
-            self._files = _Files(self._acceptance.settings.results, self._acceptance)
+            self._files = _Files(self._acceptance.settings.results, self._config, self._acceptance)
 
     @property
     def _decides(self) -> bool:
@@ -73,6 +73,7 @@ class Reporter:
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         self._deselected += deselected_cases(items)
 
+    @pytest.hookimpl(tryfirst=True)  # a failure says where its evidence is, and others print and keep what it says
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         before = self._tests.get(report.nodeid, TestRecord(report.nodeid, UNFINISHED, 0.0))
         part = hasattr(report, "context")  # a subtest: what becomes of it holds for its test, but for a pass
@@ -97,6 +98,9 @@ class Reporter:
             record = dataclasses.replace(record, outcome="skipped", reason=_reason(report))
         elif report.when == "call" and report.passed and not part and record.outcome == UNFINISHED:
             record = dataclasses.replace(record, outcome="passed", reason="")
+        if report.failed and record.case and self._files:
+            record = dataclasses.replace(record, evidence=self._files.keep_evidence(record))
+            _add_to(report, self._files.told_of(record))
         self._tests[report.nodeid] = record
         # The report of a crashed worker of pytest-xdist is of no phase, and the last of its test.
         if report.when not in ("setup", "call") and self._files:
@@ -162,6 +166,8 @@ class Reporter:
         if self._files:
             problem = self._files.problem
             terminalreporter.write_line(problem or f"results: {self._files.path}", red=problem is not None)
+            if self._files.unkept:
+                terminalreporter.write_line(f"evidence is not complete: {self._files.unkept}", red=True)
 
     def _record(self) -> None:
         """A promise for every value that has none in git. A disk that fails is told at the end."""
@@ -210,14 +216,17 @@ class Reporter:
 
 
 class _Files:
-    """run.jsonl, run.json and summary.md of one session. A disk that fails later on is told at the end, and tests go on.
+    """What one session writes. A disk that fails later on is told at the end, and tests go on.
+
+    `unkept` is why evidence of a failure could not be kept, which changes nothing else.
 
     Raises pytest.UsageError when the folder cannot be written from the start.
     """
 
-    def __init__(self, folder: Path, acceptance: Acceptance) -> None:
+    def __init__(self, folder: Path, config: pytest.Config, acceptance: Acceptance) -> None:
         self.path = folder / "run.json"
         self.problem: str | None = None
+        self.unkept: str | None = None
         self._header = RunHeader(
             id=str(uuid.uuid4()),
             started=_now(),
@@ -227,8 +236,18 @@ class _Files:
             fingerprint=acceptance.machine.to_dict(),
             shard=_shard(acceptance),
         )
+        from pytest_llamaperf.evidence.bundles import Bundles
+        from pytest_llamaperf.evidence.earlier import Earlier
+        from pytest_llamaperf.recording import commit_of
+        from pytest_llamaperf.reporting.rerunning import rerun_of
+
+        commit = commit_of(acceptance.settings.baselines)
         try:
+            earlier = Earlier(folder)  # before this run takes its place
+            self._evidence = Bundles(folder, self._header, rerun_of(config, acceptance), commit, earlier)
             self._log = RunLog(folder, self._header)
+            if not acceptance.settings.resume:
+                self._evidence.clear()
         except OSError as problem:
             raise pytest.UsageError(f"--results {folder}: cannot be written: {problem.strerror}") from None
 
@@ -243,6 +262,21 @@ class _Files:
             header = dataclasses.replace(self._header, finished=_now())
             write_atomically(self.path, to_json(run_document(header, tests, decision), indent=1) + "\n")
             write_atomically(self.path.with_name("summary.md"), markdown_of(Run(header, tuple(tests), decision)))
+
+    def keep_evidence(self, test: TestRecord) -> str | None:
+        """Where it is, None where it could not be kept: whatever goes wrong with it, a result stays what it is."""
+        try:
+            return self._evidence.write(test)
+        except Exception as problem:  # noqa: BLE001 - told, and no other failure beside the test's own
+            told = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
+            self.unkept = f"{test.nodeid}: {type(problem).__name__}: {told}"
+            return None
+
+    def told_of(self, test: TestRecord) -> str:
+        """Of the evidence of a failure."""
+        if test.evidence is None:
+            return f"could not be kept: {self.unkept}"
+        return f"{shown_path(self.path.parent / test.evidence)}: reproduce.sh there runs this test again"
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
@@ -262,6 +296,15 @@ def _shard(acceptance: Acceptance) -> dict[str, str]:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _add_to(report: pytest.TestReport, told: str) -> None:
+    """Where a person reads of a failure: in the terminal, in JUnit, and wherever else it is printed."""
+    failure = report.longrepr
+    if add_section := getattr(failure, "addsection", None):
+        add_section("evidence", told)
+    else:  # of a worker of pytest-xdist that crashed
+        report.longrepr = f"{failure}\nevidence: {told}"
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:

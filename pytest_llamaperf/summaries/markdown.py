@@ -108,30 +108,36 @@ def _failures(run: Run) -> Iterator[str]:
     """The worst first; then tests that broke without a value to show for it; then what somebody answers for."""
     failed = [result for result in run.results if result.outcome not in _QUIET]
     failed.sort(key=lambda r: _WORST_FIRST.index(r.outcome) if r.outcome in _WORST_FIRST else 0)
+    kept = {test.nodeid: test.evidence for test in run.tests}
     for result in failed:
         if not result.waiver:
-            yield _failure(result, run.header)
+            yield _failure(result, run.header, kept.get(result.nodeid))
     for test in run.tests:
         if test.broke:
             yield _broken(test, run.header)
     for result in failed:
         if result.waiver:
-            yield _failure(result, run.header)
+            yield _failure(result, run.header, kept.get(result.nodeid))
 
 
-def _failure(result: Result, header: RunHeader) -> str:
+def _failure(result: Result, header: RunHeader, evidence: str | None) -> str:
     what = f"{result.case['id']} {result.metric or ''}"
     promise = result.baseline or {}
-    place = f"\nPromise in {escaped(str(promise['file']))}:{promise.get('line')}.\n" if "file" in promise else ""
+    where = f"{promise.get('file')}:{promise.get('line')}"
+    place = f"\nPromise in {escaped(_clipped(where))}.\n" if "file" in promise else ""
     message = f"{result.message}; {result.waived}" if result.waived else result.message
     commands = _again(result.nodeid, header) + (f"\n# by hand\n{result.reproduce}" if result.reproduce else "")
     outcome = escaped(result.outcome) + (", waived" if result.waiver else "")
-    return f"\n#### {outcome}: {escaped(what)}\n\n{escaped(_clipped(message, LONGEST))}\n{place}\n{_block(commands)}"
+    return f"\n#### {outcome}: {escaped(what)}\n\n{escaped(_clipped(message, LONGEST))}\n{place}{_kept(evidence)}\n{_block(commands)}"
 
 
 def _broken(test: TestRecord, header: RunHeader) -> str:
     title = f"\n#### {escaped(test.outcome)}: {escaped(test.nodeid)}\n"
-    return f"{title}\n{escaped(_clipped(test.reason or 'no reason given', LONGEST))}\n\n{_block(_again(test.nodeid, header))}"
+    return f"{title}\n{escaped(_clipped(test.reason or 'no reason given', LONGEST))}\n{_kept(test.evidence)}\n{_block(_again(test.nodeid, header))}"
+
+
+def _kept(evidence: str | None) -> str:
+    return f"\nEvidence in the folder of the run: {escaped(_clipped(str(evidence)))}\n" if evidence else ""
 
 
 def _again(nodeid: str, header: RunHeader) -> str:

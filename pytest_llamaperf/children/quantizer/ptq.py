@@ -77,7 +77,9 @@ def write_quantized(
 
     report("loading the checkpoint")
     device = "auto" if torch.cuda.is_available() else "cpu"  # auto: over all GPUs, and in memory what they cannot hold
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, device_map=device)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.bfloat16, device_map=device, use_safetensors=True, trust_remote_code=False
+    )
     passes = 0
 
     def look(network: Any) -> None:
@@ -133,7 +135,7 @@ def _windows(source: Path, calibration: Mapping[str, Any], report: Report) -> to
     """
     report("reading the calibration text")
     text = Path(calibration["text"]).read_text(encoding="utf-8")
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     count = min(calibration["windows"], len(ids) // calibration["tokens"])
     if count < 1:

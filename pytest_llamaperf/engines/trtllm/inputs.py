@@ -17,7 +17,7 @@ import yaml
 from pytest_llamaperf.cache import default_root
 from pytest_llamaperf.cases import Workload
 from pytest_llamaperf.errors import EngineError
-from pytest_llamaperf.files import write_atomically
+from pytest_llamaperf.files import make_private, write_atomically
 from pytest_llamaperf.lengths import request_lengths
 from pytest_llamaperf.wording import shown_path
 
@@ -85,6 +85,7 @@ def _lines(workload: Workload, vocabulary: int) -> Iterator[str]:
 
 def _write(path: Path, text: str) -> None:
     try:
+        make_private(default_root())
         write_atomically(path, text)
     except OSError as problem:
         raise EngineError(f"{shown_path(path)}: cannot be written: {problem.strerror}") from None

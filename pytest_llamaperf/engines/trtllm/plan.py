@@ -28,7 +28,7 @@ def planned(cases: Sequence[Case]) -> Iterator[str]:
 
     For the TensorRT-LLM that is installed here, or by what is known of PLANNED_FOR.
     """
-    version, where = _version()
+    version, where = version_here()
     specs: dict[EngineSpec, list[Case]] = {}
     for case in cases:
         specs.setdefault(EngineSpec.of(case), []).append(case)
@@ -38,8 +38,11 @@ def planned(cases: Sequence[Case]) -> Iterator[str]:
         yield from _engine(spec, served, version)
 
 
-def _version() -> tuple[Version, str]:
-    """Raises EngineError for an installation of no use."""
+def version_here() -> tuple[Version, str]:
+    """The TensorRT-LLM that is installed, else the one that plans are made for, and in words which of both.
+
+    Raises EngineError for an installation of no use.
+    """
     try:
         return contract.version_of(installed_version("tensorrt_llm")), "installed here"
     except PackageNotFoundError:
