@@ -108,6 +108,14 @@ def test_devices_that_the_head_does_not_need_may_be_used_for_long() -> None:
     assert [each.key for each in started] == ["long", "longer"]
 
 
+def test_what_is_spare_is_given_away_once() -> None:
+    waiting = [Waiting("head", 7, 10.0), Waiting("long", 1, 1000.0), Waiting("longer", 1, 2000.0)]
+
+    started = startable(waiting, [Running("first", 2, 10.0)], devices=NODE, now=0.0)
+
+    assert [each.key for each in started] == ["long"]
+
+
 def test_nobody_starts_before_what_it_waits_for_has_ended() -> None:
     maker = Waiting("maker", 1, 5.0)
     user = Waiting("user", 8, 5.0, ("maker",))

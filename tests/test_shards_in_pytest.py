@@ -195,6 +195,13 @@ def test_report_gate_and_summary_read_the_merged_run(project: Project) -> None:
     assert "arithmetic" in project.llamaperf("summary", "out").stdout
 
 
+def test_evidence_of_a_failure_is_found_from_the_whole_run(project: Project, sharded: dict[str, Any]) -> None:
+    kept = [each["evidence"] for each in sharded["tests"] if each["evidence"]]
+
+    assert kept
+    assert all((project.path / "out" / place / "reproduce.sh").is_file() for place in kept)
+
+
 @pytest.mark.usefixtures("sharded")
 def test_running_again_runs_nothing_and_merges(project: Project) -> None:
     again = project.llamaperf("run", "out")

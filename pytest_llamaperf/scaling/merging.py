@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,7 +62,7 @@ def merge(campaign: Campaign) -> Merged:
         if shard.key in problems:
             suites.add_problem(shard.key, problems[shard.key])
     told = (*problems.values(), *_foreign_folders(campaign))
-    tests = [test for shard in campaign.manifest.shards if shard.key in runs for test in runs[shard.key].tests]
+    tests = [test for shard in campaign.manifest.shards if shard.key in runs for test in _tests(campaign, shard, runs)]
     headers = [run.header for run in runs.values()]
     return Merged(
         Run(_header(campaign, headers), tuple(tests), _decision(campaign, runs, tests, told)), told, suites.text()
@@ -98,6 +98,13 @@ def _read(campaign: Campaign, shard: Shard) -> Run:
             f"missing: {shard}: {counted(len(absent), 'test')} of {len(shard.tests)} did not run, as {absent[0]}"
         )
     return run
+
+
+def _tests(campaign: Campaign, shard: Shard, runs: Mapping[str, Run]) -> Iterator[TestRecord]:
+    """With evidence where it is, seen from the folder of the whole run."""
+    place = campaign.folder(shard).relative_to(campaign.path)
+    for test in runs[shard.key].tests:
+        yield dataclasses.replace(test, evidence=str(place / test.evidence)) if test.evidence else test
 
 
 def _how_far(folder: Path) -> str:
