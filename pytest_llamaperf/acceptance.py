@@ -19,7 +19,9 @@ from pytest_llamaperf.cases import CPU, Case, Runtime
 from pytest_llamaperf.catalog.tasks import evaluations
 from pytest_llamaperf.engines import PREDICTED, Engine, EngineSpec, Opener, Surroundings, is_built_in, readiness
 from pytest_llamaperf.engines.trtllm.nodes import found_nodes
+from pytest_llamaperf.environment import compared
 from pytest_llamaperf.errors import EngineError, LlamaperfError, Unsupported, UsageError
+from pytest_llamaperf.fingerprints import matching
 from pytest_llamaperf.gpu_watch import occupied
 from pytest_llamaperf.hardware import Machine, find_machine
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
@@ -165,8 +167,9 @@ class Acceptance:
             "engine": self.engine_kind,
             "installed": installed_versions(),
             "against": f"{runtime}: {runtime.python}",
-            "environment": dict(runtime.environment),
+            "environment": compared(dict(runtime.environment)),
             "rounds": self.settings.rounds,
+            **matching(self.machine.to_dict()),  # what was measured elsewhere is of another comparison
         }
         return Journal(self.settings.results / "against.jsonl", about, resume=self.settings.resume)
 

@@ -84,13 +84,15 @@ class Measurement:
     def versus(self, other: Measurement, metric: Metric) -> Measurement:
         """How many times better than `other` this is, as a measurement of this case with one metric.
 
-        Restarts are paired in order. Raises UsageError unless both have the same source, versions and number of
-        restarts, and exactly one difference in the case.
+        Restarts are paired in order. Raises UsageError unless both have the same source, the same version of whatever both
+        tell one of, the same number of restarts, and exactly one difference in the case.
         """
         if self.source is not other.source:
             raise UsageError(f"{self.case} is {self.source}, {other.case} is {other.source}: these never mix")
-        if self.fingerprint.versions != other.fingerprint.versions:
-            raise UsageError(f"{self.case} and {other.case} were run with different versions: nothing to compare")
+        if different := _different_versions(self.fingerprint, other.fingerprint):
+            raise UsageError(
+                f"{self.case} and {other.case} were run with different versions ({different}): nothing to compare"
+            )
         ours, theirs = self.of(metric).values, other.of(metric).values
         if len(ours) != len(theirs):
             raise UsageError(f"{self.case} has {len(ours)} restarts, {other.case} has {len(theirs)}: nothing to pair")
@@ -118,6 +120,13 @@ def summarize_values(metric: Metric, source: Source, values: tuple[float, ...]) 
 
     reach = float(stdtrit(len(values) - 1, 0.95)) * statistics.stdev(values) / len(values) ** 0.5
     return Summary(metric, source, values, value, value - reach, value + reach)
+
+
+def _different_versions(ours: Fingerprint, theirs: Fingerprint) -> str:
+    """Of packages that both tell: engines of two kinds do not know the same of what they load."""
+    both = sorted(ours.versions.keys() & theirs.versions.keys())
+    pairs = ((name, ours.versions[name], theirs.versions[name]) for name in both)
+    return ", ".join(f"{name} {mine} and {other}" for name, mine, other in pairs if mine != other)
 
 
 def _difference(ours: Case, theirs: Case) -> str:

@@ -101,8 +101,9 @@ class Result:
         for name in ("case", "fingerprint", *(("baseline",) if self.baseline is not None else ())):
             if not isinstance(getattr(self, name), Mapping):
                 raise TypeError(f"{name} of {self.nodeid} is no object")
-        if not isinstance(self.fingerprint.get("versions", {}), Mapping):
-            raise TypeError(f"the versions of {self.nodeid} are no object")
+        for name in ("versions", "settings"):
+            if not isinstance(self.fingerprint.get(name, {}), Mapping):
+                raise TypeError(f"the {name} of {self.nodeid} are no object")
         if not isinstance(self.case.get("id"), str):
             raise TypeError(f"the case of {self.nodeid} has no id")
         for name in ("nodeid", "metric", "unit", "source", "outcome", "message", "reproduce"):

@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import case
 from engine_sessions import Folder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llamaperf import OUTPUT_THROUGHPUT
-from pytest_llamaperf.against import _without_what_is_shared
+from pytest_llamaperf.against import _difference, _meant, _without_what_is_shared
+from pytest_llamaperf.cases import Runtime
 from pytest_llamaperf.detection.readings import Cell
+from pytest_llamaperf.fingerprints import matching
+from pytest_llamaperf.hardware import find_machine
+from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
 
 SUITE = """
 import pytest
@@ -299,3 +304,48 @@ def test_what_restarts_share_is_taken_out_and_the_rest_keeps_its_variance(
     ratios = [math.log(ratio) for _, ratio, _ in made]
     spread = sum(statistics.variance(map(math.log, side[cell])) for side in (before, after))
     assert spread == pytest.approx(statistics.variance(ratios), abs=1e-12)
+
+
+# --- the environment of the other build --------------------------------------------------------------------------
+
+
+def test_what_a_comparison_keeps_tells_no_secret_of_the_other_build(session: Session, folder: Folder) -> None:
+    old = folder.path / "old.yaml"
+    old.write_text(old.read_text() + "environment:\n  HF_TOKEN: planted-one\n  NCCL_ALGO: Tree\n")
+
+    result = session("-rA", "--tb=long", "--showlocals")
+
+    result.assert_outcomes(passed=4)
+    old.unlink()
+    kept = {path.name: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    assert [name for name, content in kept.items() if b"planted-one" in content] == []
+    assert "planted-one" not in result.stdout.str()
+    about = json.loads(kept["against.jsonl"].splitlines()[0])["about"]
+    assert about["environment"]["NCCL_ALGO"] == "Tree"
+    assert about["environment"]["HF_TOKEN"].startswith("digest ")
+
+
+def test_a_journal_says_on_which_machine_it_was_measured(session: Session, folder: Folder) -> None:
+    session().assert_outcomes(passed=4)
+
+    header = json.loads((folder.path / "out" / "against.jsonl").read_text().splitlines()[0])
+    told = {name: header["about"].get(name) for name in matching(find_machine().to_dict())}
+    assert told == matching(find_machine().to_dict())
+
+
+def measured(**settings: str) -> Measurement:
+    return Measurement(case(), Source.MEASURED, {OUTPUT_THROUGHPUT: (1.0,)}, Fingerprint({"runtime": "1.2"}, settings))
+
+
+def test_variables_that_the_other_build_is_given_by_name_are_meant_to_differ() -> None:
+    runtime = Runtime("old", Path("python"), (("NCCL_ALGO", "Tree"), ("HF_TOKEN", "planted-one")))
+    ours = measured(**{"env NCCL_ALGO": "Ring", "env CUDA_VISIBLE_DEVICES": "0"})
+
+    assert _difference(case(), ours, measured(**{"env NCCL_ALGO": "Tree"}), [*_meant(runtime)]) is None
+    problem = _difference(
+        case(), ours, measured(**{"env NCCL_ALGO": "Ring", "env NCCL_DEBUG": "INFO"}), [*_meant(runtime)]
+    )
+    assert "env NCCL_DEBUG is None here and 'INFO' there; if that is meant, --allow-difference 'env NCCL_DEBUG'" in str(
+        problem
+    )
+    assert "planted-one" not in repr(runtime)

@@ -104,8 +104,9 @@ def test_a_damaged_run_is_read_or_refused_and_never_a_traceback(
             {"results": [{**JUDGED.to_dict(), "waiver": {"owner": "me", "line": 1}}]},
             "a waiver without expires, file, reason",
         ),
+        ({"results": [{**JUDGED.to_dict(), "fingerprint": {"settings": [1]}}]}, "the settings of .* are no object"),
     ],
-    ids=["newer", "contradicts itself", "of no test", "half a result", "half a waiver"],
+    ids=["newer", "contradicts itself", "of no test", "half a result", "half a waiver", "settings without names"],
 )
 def test_what_is_no_run_is_refused(folder: Path, change: dict[str, object], problem: str) -> None:
     path = folder / "run.json"

@@ -112,6 +112,23 @@ def test_another_build_does_not_go_on_with_what_was_measured_of_this_one(folder:
     result.stdout.fnmatch_lines(["ERROR: out/against.jsonl: is of another comparison: installed was *'8.0'*; *"])
 
 
+def test_a_comparison_does_not_go_on_on_another_machine(folder: Folder) -> None:
+    write(folder, killed=8)
+    compare(folder)
+    path = folder.path / "out" / "against.jsonl"
+    header, *lines = path.read_text().splitlines()
+    before = json.loads(header)
+    before["about"] |= {"processor": "a processor", "GPU power limit": "500 W"}
+    path.write_text("\n".join([json.dumps(before), *lines, ""]))
+
+    result = compare(folder, "--resume")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(
+        ["*is of another comparison: GPU power limit was '500 W' and is None; processor was 'a processor' and is *"]
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -136,7 +153,9 @@ def test_a_build_that_became_another_meanwhile_is_an_error(folder: Folder) -> No
     write(folder, setting=16)
     result = compare(folder, "--resume", "-rs")
 
-    result.stdout.fnmatch_lines(["*a fresh restart failed: *versions or settings are not those of its first restarts*"])
+    result.stdout.fnmatch_lines(
+        ["*a fresh restart failed: *this restart is not of what its first ones were: batch is 16 and was 8*"]
+    )
     assert "regression" not in {outcome for outcome, _ in judged(folder).values()}
 
 

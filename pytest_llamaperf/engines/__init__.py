@@ -114,6 +114,14 @@ class FreshEngine(Engine, Protocol):
     starts_with_every_run: Literal[True]
 
 
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """An engine that says what it is before it has run anything: results of accuracy tasks take it from there."""
+
+    @property
+    def fingerprint(self) -> Fingerprint: ...
+
+
 @dataclass(frozen=True)
 class Scored:
     """Of every token of a sequence after the first: its log-probability (nats), and the token most likely there.

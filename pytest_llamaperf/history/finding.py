@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,7 +110,14 @@ def _origin(row: Row[Any]) -> _Origin:
         row.source,
         row.harness,
         row.version,
-        json.loads(row.versions),
+        _shared(row.versions),
         json.loads(row.settings),
-        json.loads(row.machine),
+        _shared(row.machine),
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _shared(text: str) -> Mapping[str, Any]:
+    """Of one text the same mapping, which comparing then looks at once."""
+    found: Mapping[str, Any] = json.loads(text)
+    return found

@@ -49,6 +49,8 @@ class Progress:
 class Host:
     """A running driver. Use it in a `with` statement, or close it; keep it to the thread that made it.
 
+    `environment` is what its process was started with. It may hold credentials: see `pytest_llamaperf.environment`.
+
     Linux ends the driver's process when that thread ends, however it ends. After any failure all its processes have
     been ended, and every further call raises that failure again.
     """
@@ -78,7 +80,8 @@ class Host:
         self._failure: EngineFailure | None = None
         self._ended = False
         quiet = SILENT if network else {**SILENT, **OFFLINE}
-        self._process = self._started(driver, python or Path(sys.executable), {**quiet, **environment})
+        self.environment = {**os.environ, **quiet, **environment, OWNER: self._owner}
+        self._process = self._started(driver, python or Path(sys.executable))
         self._family = Family(self.pid, self._owner)
         # With bufsize=0 and bytes, pipes of Popen are FileIO.
         writing, reading = cast(FileIO, self._process.stdin), cast(FileIO, self._process.stdout)
@@ -107,6 +110,10 @@ class Host:
         with self._ended_on_failure(phase, repr(command)):
             self._channel.send(asked.encode("ascii"), until)
             return self._answer(self._calls, phase, until)
+
+    def versions(self) -> dict[str, str]:
+        """Of what the driver's process has loaded by now: torch, cuda, cublas, cudnn, nccl ... Raises EngineFailure."""
+        return dict(self.call("versions", {}, Phase.LOAD))
 
     def close(self) -> None:
         """Let the driver close, then end what is left. Raises EngineFailure when it could not or took too long.
@@ -157,7 +164,7 @@ class Host:
         else:
             self.kill()
 
-    def _started(self, driver: str | Path, python: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def _started(self, driver: str | Path, python: Path) -> subprocess.Popen[bytes]:
         try:
             make_private(self.log.parent)
             with os.fdopen(open_private(self.log), "ab") as log:
@@ -169,7 +176,7 @@ class Host:
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         stderr=log,
-                        env={**os.environ, **environment, OWNER: self._owner},
+                        env=self.environment,
                         start_new_session=True,  # so that Ctrl-C does not reach it, and a group can be ended
                     )
                 except (FileNotFoundError, PermissionError) as problem:

@@ -93,7 +93,7 @@ class BenchEngine:
             traces,
             readings=reported.figures,
             notes=tuple(notes),
-            fingerprint=fingerprint(versions, settings, self._checkpoint),
+            fingerprint=fingerprint(versions, settings, self._checkpoint, self._host.environment),
             reproduce=reproducing.line(
                 spec, workload, str(self._checkpoint.path), self._nodes, self._takes.__getitem__
             ),
