@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -32,7 +33,6 @@ from pytest_llamaperf.engines import (
 from pytest_llamaperf.engines.trtllm.nodes import found_nodes
 from pytest_llamaperf.environment import compared
 from pytest_llamaperf.errors import EngineError, LlamaperfError, Unsupported, UsageError
-from pytest_llamaperf.files import is_absent
 from pytest_llamaperf.fingerprints import matching
 from pytest_llamaperf.gpu_watch.clocks import OPTION, LockedClocks, unlock
 from pytest_llamaperf.gpu_watch.gpus import WatchedGpus
@@ -45,11 +45,12 @@ from pytest_llamaperf.measuring import Sampling
 from pytest_llamaperf.metrics import Metric
 from pytest_llamaperf.operator_tables import INSTALLED
 from pytest_llamaperf.records import Result
-from pytest_llamaperf.requirements import Requirement, read_requirements
+from pytest_llamaperf.requirements import Requirement, promised_by, required_for
 from pytest_llamaperf.reservations import CPU_NAME, SETTING, Reservation, Taken, folder, reserve
+from pytest_llamaperf.scaling.contract import MACHINE
 from pytest_llamaperf.settings import AUTO, Settings
 from pytest_llamaperf.verdicts import Outcome, Verdict, judge
-from pytest_llamaperf.waivers import Waivers, read_waivers
+from pytest_llamaperf.waivers import Waivers, waivers_for
 from pytest_llamaperf.wording import shown_path
 
 if TYPE_CHECKING:
@@ -103,6 +104,11 @@ class Acceptance:
         return "torch" if self.gpu == CPU else "tensorrt-llm"
 
     @property
+    def machine_slug(self) -> str:
+        """By which promises for this machine are named: of the whole one, where this process was given a part of it."""
+        return os.environ.get(MACHINE) or self.machine.slug
+
+    @property
     def measures(self) -> bool:
         return self.engine_kind != PREDICTED
 
@@ -114,13 +120,23 @@ class Acceptance:
     @functools.cached_property
     def bench(self) -> Bench:
         """Where this run's cases are measured."""
-        return self._bench(self.settings.restarts or (3 if self.gpu == CPU else 2))
+        return self._bench(self.restarts)
+
+    @property
+    def restarts(self) -> int:
+        """Of the engine of a case that is measured."""
+        return self.settings.restarts or (3 if self.gpu == CPU else 2)
+
+    @property
+    def rounds(self) -> int:
+        """In each restart, beside the one that warms up."""
+        return self.settings.rounds or (2 if self.gpu == CPU else 3)
 
     def _bench(self, restarts: int, steady: Steady = lambda: None) -> Bench:
         on_cpu = self.gpu == CPU
         sampling = Sampling(
             restarts,
-            rounds=self.settings.rounds or (2 if on_cpu else 3),
+            rounds=self.rounds,
             watch_cpu=on_cpu,
             gpus=self._gpus,
         )
@@ -346,6 +362,8 @@ class Acceptance:
             raise UsageError(
                 "--record with --resume: only what one session measured becomes promises; leave out --resume"
             )
+        if self.settings.shard:
+            self._check_shard()
         if self.settings.rounds and self.engine_kind == "trtllm-bench":
             raise UsageError("--rounds with --engine trtllm-bench: every run of it is a restart; use --restarts")
         if self.settings.gpu != AUTO:
@@ -363,6 +381,18 @@ class Acceptance:
         if self.settings.restarts and self.settings.restarts < LEAST_AGAINST:
             raise UsageError(
                 f"--against with --restarts {self.settings.restarts}: noise is learned from {LEAST_AGAINST} or more"
+            )
+
+    def _check_shard(self) -> None:
+        """Refuse what is about a run as a whole. Raises UsageError."""
+        if self.settings.against:
+            raise UsageError(
+                "--against in shards: it learns what noise is usual from all cases of one session; run pytest without shards"
+            )
+        if self.settings.record:
+            raise UsageError(
+                "--record in shards: they would write one file at the same time; run pytest without shards, or "
+                "`llamaperf accept` afterwards"
             )
 
     def check_plan(self) -> None:
@@ -418,7 +448,7 @@ class Acceptance:
         if self.settings.baselines_named and not self.settings.baselines.is_dir():
             raise UsageError(f"--baselines {shown_path(self.settings.baselines)}: there is no such folder")
         if hardware not in self._books:
-            self._books[hardware] = read_baselines(self.settings.baselines, hardware, self.machine.slug)
+            self._books[hardware] = read_baselines(self.settings.baselines, hardware, self.machine_slug)
         return self._books[hardware]
 
     def measure(self, case: Case) -> Measurement:
@@ -513,28 +543,20 @@ class Acceptance:
         return not self.settings.record and reference_file(self.settings.baselines, case) is not None
 
     def promised(self) -> tuple[Requirement, ...]:
-        """What is promised for the hardware and the engine of this run, whether or not a test asks. Raises DocumentError."""
-        return tuple(
-            Requirement(entry.case.id, entry.metric.name, entry.place)
-            for entry in self.book(self.gpu)
-            if entry.case.engine == self.engine_under_test
-        )
+        """What is promised for the hardware and the engine of this run. Raises DocumentError."""
+        return promised_by(self.book(self.gpu), self.engine_under_test)
 
     @functools.cached_property
     def required(self) -> tuple[Requirement, ...]:
         """What a release on this hardware has to have judged. Raises DocumentError."""
-        path = self.settings.gate_file or self.settings.root / "gates" / f"{self.gpu}.yaml"
-        if not self.settings.gate_file and is_absent(path):
-            return ()
-        return read_requirements(path, hardware=self.gpu, engine=self.engine_under_test)
+        settings = self.settings
+        return required_for(self.gpu, self.engine_under_test, root=settings.root, given=settings.gate_file)
 
     @functools.cached_property
     def waivers(self) -> Waivers:
         """Those about cases of this run, as of this day. Raises DocumentError."""
-        path = self.settings.waivers or self.settings.root / "waivers.yaml"
-        if not self.settings.waivers and is_absent(path):
-            return Waivers()
-        return read_waivers(path, datetime.now(UTC).date()).about(self.gpu, self.engine_under_test)
+        today, settings = datetime.now(UTC).date(), self.settings
+        return waivers_for(self.gpu, self.engine_under_test, root=settings.root, given=settings.waivers, today=today)
 
     def waived(self, result: Result) -> Result:
         """With the waiver that covers it, if there is one. Raises DocumentError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Sequence
@@ -56,6 +57,33 @@ def request_lengths(workload: Workload, seed: int = 0) -> Sequence[tuple[int, in
                 return tokens
 
     return [(length(*drawn.input_log), length(*drawn.output_log)) for _ in range(workload.requests)]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Tokens of all requests of a workload together, and of the longest prompt and the longest request."""
+
+    requests: int
+    input: int
+    output: int
+    longest_prompt: int
+    longest: int
+
+
+@functools.lru_cache(maxsize=64)
+def total_lengths(workload: Workload) -> Totals:
+    """What `request_lengths` comes to, without listing thousands of requests that are alike."""
+    if workload.lengths == "constant":
+        isl, osl, requests = workload.isl, workload.osl, workload.requests
+        return Totals(requests, requests * isl, requests * osl, isl, isl + osl)
+    lengths = request_lengths(workload)
+    return Totals(
+        len(lengths),
+        sum(isl for isl, _ in lengths),
+        sum(osl for _, osl in lengths),
+        max(isl for isl, _ in lengths),
+        max(isl + osl for isl, osl in lengths),
+    )
 
 
 def arrival_times(workload: Workload, seed: int = 0) -> Sequence[float] | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pytest_llamaperf.cases import CPU, Case, Layout, Model, Recipe, Workload
 from pytest_llamaperf.catalog import gpu_named
-from pytest_llamaperf.lengths import request_lengths
+from pytest_llamaperf.lengths import total_lengths
 
 # Batch sizes for which the performance overview captures CUDA graphs; a decode step is padded up to the next one.
 CUDA_GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 384, 512, 1024, 2048, 4096, 8192)
@@ -66,19 +66,19 @@ def default_limits(case: Case, *, kv_fraction: float = KV_FRACTION, chunked_pref
     if not isinstance(case.work, Workload):
         length = min(TASK_LENGTH, case.model.context)
         return Limits(TASK_BATCH, length, kv_fraction, chunked_prefill=False, max_seq_len=length)
-    lengths = request_lengths(case.work)
+    total = total_lengths(case.work)
     limits = bench_limits(
         case.model,
         case.recipe,
         case.layout,
         gpu_memory=gpu_named(case.hardware).memory,
-        isl=sum(isl for isl, _ in lengths) / len(lengths),
-        osl=sum(osl for _, osl in lengths) / len(lengths),
-        longest_prompt=max(isl for isl, _ in lengths),
+        isl=total.input / total.requests,
+        osl=total.output / total.requests,
+        longest_prompt=total.longest_prompt,
         kv_fraction=kv_fraction,
         chunked_prefill=chunked_prefill,
     )
-    return dataclasses.replace(limits, max_seq_len=max(isl + osl for isl, osl in lengths))
+    return dataclasses.replace(limits, max_seq_len=total.longest)
 
 
 def _reference_limits(case: Case) -> Limits:
@@ -86,7 +86,7 @@ def _reference_limits(case: Case) -> Limits:
 
     The length is that of the workload rounded up to a power of two, so that one engine serves all short workloads.
     """
-    longest = max(isl + osl for isl, osl in request_lengths(case.work)) if isinstance(case.work, Workload) else 1
+    longest = total_lengths(case.work).longest if isinstance(case.work, Workload) else 1
     length = min(max(LEAST_SLOT, 1 << (longest - 1).bit_length()), case.model.context)
     slots = CPU_SLOTS if case.hardware == CPU else GPU_SLOTS
     return Limits(slots, LEAST_CHUNK, chunked_prefill=False, max_seq_len=length)

@@ -33,7 +33,8 @@ class RunHeader:
     """What was asked of the run, and what ran it. Times are UTC, ISO 8601; `fingerprint` is of the
     machine; what differs by engine stands with each result. `sessions` made the run, one after another where it was cut
     off and resumed; the last of several began at `resumed`. `interrupted` is what cut off the last one: a signal by its
-    name, or an exit status."""
+    name, or an exit status. `shard` is of a part of a run that was planned: the `run` it is a part of, its `key`, and the
+    `machine`, as files of promises are named."""
 
     id: str
     started: str
@@ -45,6 +46,7 @@ class RunHeader:
     sessions: int = 1
     resumed: str | None = None
     interrupted: str | None = None
+    shard: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,11 @@ def run_document(
     return {**document, "checksum": checksum(document)}
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, *, sealed: bool = False) -> Run:
     """From a folder of results, a run.json, or the run.jsonl of a run that was cut off.
 
-    Raises UsageError for what is not there, of another schema, damaged or changed since, and says where.
+    Raises UsageError for what is not there, of another schema, damaged or changed since, and says where; where it has to be
+    `sealed`, also for one without a checksum.
     """
     where = shown_path(path)
     try:
@@ -210,7 +213,7 @@ def read_run(path: Path) -> Run:
         run = _finished(document)
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise UsageError(f"{where}: is no run as this version writes it: {type(problem).__name__}: {problem}") from None
-    if "checksum" in document and document["checksum"] != checksum(document):
+    if (sealed or "checksum" in document) and document.get("checksum") != checksum(document):
         raise UsageError(
             f"{where}: was changed after it was written, for its checksum is of other content; use the original"
         )
@@ -323,7 +326,7 @@ def _header(told: Mapping[str, Any]) -> RunHeader:
     for name in ("id", "started", "gpu", "engine"):
         if not isinstance(getattr(header, name), str):
             raise TypeError(f"{name} is no text")
-    for name in ("versions", "fingerprint"):
+    for name in ("versions", "fingerprint", "shard"):
         if not isinstance(getattr(header, name), Mapping):
             raise TypeError(f"{name} has no names")
     if not isinstance(header.sessions, int):

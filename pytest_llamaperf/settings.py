@@ -30,7 +30,8 @@ class Settings:
     on.
     `lock_clocks` are MHz, or None to leave clocks alone; `wait` are seconds for another session that measures here.
     `baselines_named` tells a folder somebody asked for from the default, which need not exist yet; `waivers` and `gate_file` are
-    None where nobody named one.
+    None where nobody named one. `shard` is an engine key, of whose shard alone the tests are; with `inventory` what was
+    collected is written there.
     """
 
     gpu: str
@@ -43,6 +44,7 @@ class Settings:
     gate_file: Path | None
     waivers: Path | None
     root: Path
+    directory: Path
     record: bool
     plan: bool
     restarts: int | None
@@ -50,6 +52,8 @@ class Settings:
     against: Runtime | None
     allowed: tuple[str, ...]
     resume: bool
+    shard: str | None
+    inventory: Path | None
     deadlines: Deadlines
     lock_clocks: int | None
     wait: float
@@ -69,6 +73,7 @@ class Settings:
             gate_file=_path(config, config.getoption("gate_file")),
             waivers=_path(config, config.getoption("waivers")),
             root=config.rootpath,
+            directory=config.invocation_params.dir,
             record=config.getoption("record"),
             plan=config.getoption("plan"),
             restarts=config.getoption("restarts"),
@@ -76,6 +81,8 @@ class Settings:
             against=None if against is None else runtime_named(against, config.invocation_params.dir),
             allowed=tuple(config.getoption("allow_difference")),
             resume=config.getoption("resume"),
+            shard=config.getoption("llamaperf_shard"),
+            inventory=_path(config, config.getoption("llamaperf_inventory")),
             deadlines=Deadlines.parse(config.getini(SETTING)),
             lock_clocks=config.getoption("lock_clocks"),
             wait=_seconds(config.getini(WAIT)),
@@ -190,6 +197,17 @@ def add_options(parser: pytest.Parser) -> None:
         WAIT,
         help="seconds to wait for another session that measures on this machine, before this one is refused (default: 0)",
         default="",
+    )
+    group.addoption(
+        "--llamaperf-shard",
+        metavar="KEY",
+        help="only the tests of one shard: those that need the engine KEY, or one that is compared with it; what `llamaperf run` "
+        "starts its processes with",
+    )
+    group.addoption(
+        "--llamaperf-inventory",
+        metavar="FILE",
+        help="with --collect-only: write FILE, the tests with the engines they need, of which `llamaperf plan` makes shards",
     )
     parser.addini(
         SETTING,

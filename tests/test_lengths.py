@@ -9,7 +9,7 @@ import statistics
 import pytest
 
 from pytest_llamaperf.catalog import workload_named
-from pytest_llamaperf.lengths import DISTRIBUTIONS, arrival_times, request_lengths
+from pytest_llamaperf.lengths import DISTRIBUTIONS, arrival_times, request_lengths, total_lengths
 
 
 def test_constant_lengths_are_those_of_the_workload() -> None:
@@ -68,3 +68,13 @@ def test_an_open_loop_submits_in_order_at_its_rate_and_the_same_in_every_run() -
 
 def test_one_request_at_a_time_is_done_in_minutes_not_days_whatever_the_lengths() -> None:
     assert workload_named("min-latency-openorca").requests == workload_named("min-latency-289-291").requests
+
+
+@pytest.mark.parametrize("name", ["max-throughput-2048-128", "concurrency-8-1-1", "max-throughput-openorca"])
+def test_totals_are_those_of_all_requests(name: str) -> None:
+    lengths, total = request_lengths(workload_named(name)), total_lengths(workload_named(name))
+
+    assert total.requests == len(lengths)
+    assert (total.input, total.output) == tuple(map(sum, zip(*lengths, strict=True)))
+    assert total.longest_prompt == max(isl for isl, _ in lengths)
+    assert total.longest == max(isl + osl for isl, osl in lengths)
