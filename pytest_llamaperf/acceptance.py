@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
@@ -30,6 +31,7 @@ from pytest_llamaperf.metrics import Metric
 from pytest_llamaperf.operator_tables import INSTALLED
 from pytest_llamaperf.records import Result
 from pytest_llamaperf.requirements import Requirement, read_requirements
+from pytest_llamaperf.scaling.contract import MACHINE
 from pytest_llamaperf.settings import AUTO, Settings
 from pytest_llamaperf.verdicts import Outcome, Verdict, judge
 from pytest_llamaperf.waivers import Waivers, read_waivers
@@ -84,6 +86,11 @@ class Acceptance:
         return "torch" if self.gpu == CPU else "tensorrt-llm"
 
     @property
+    def machine_slug(self) -> str:
+        """By which promises for this machine are named: of the whole one, where this process was given a part of it."""
+        return os.environ.get(MACHINE) or self.machine.slug
+
+    @property
     def measures(self) -> bool:
         return self.engine_kind != PREDICTED
 
@@ -95,13 +102,23 @@ class Acceptance:
     @functools.cached_property
     def bench(self) -> Bench:
         """Where this run's cases are measured."""
-        return self._bench(self.settings.restarts or (3 if self.gpu == CPU else 2))
+        return self._bench(self.restarts)
+
+    @property
+    def restarts(self) -> int:
+        """Of the engine of a case that is measured."""
+        return self.settings.restarts or (3 if self.gpu == CPU else 2)
+
+    @property
+    def rounds(self) -> int:
+        """In each restart, beside the one that warms up."""
+        return self.settings.rounds or (2 if self.gpu == CPU else 3)
 
     def _bench(self, restarts: int, steady: Steady = lambda: None) -> Bench:
         on_cpu = self.gpu == CPU
         sampling = Sampling(
             restarts,
-            rounds=self.settings.rounds or (2 if on_cpu else 3),
+            rounds=self.rounds,
             watch_cpu=on_cpu,
             watch_gpus=None if on_cpu or not self.measures else self.gpu,
         )
@@ -224,6 +241,8 @@ class Acceptance:
             self._check_against()
         if self.settings.resume and not (self.settings.against and self.settings.results):
             raise UsageError("--resume goes on with what --against kept in --results; it needs both")
+        if self.settings.shard:
+            self._check_shard()
         if self.settings.rounds and self.engine_kind == "trtllm-bench":
             raise UsageError("--rounds with --engine trtllm-bench: every run of it is a restart; use --restarts")
         if self.settings.gpu != AUTO:
@@ -241,6 +260,18 @@ class Acceptance:
         if self.settings.restarts and self.settings.restarts < LEAST_AGAINST:
             raise UsageError(
                 f"--against with --restarts {self.settings.restarts}: noise is learned from {LEAST_AGAINST} or more"
+            )
+
+    def _check_shard(self) -> None:
+        """Refuse what is about a run as a whole. Raises UsageError."""
+        if self.settings.against:
+            raise UsageError(
+                "--against in shards: it learns what noise is usual from all cases of one session; run pytest without shards"
+            )
+        if self.settings.record:
+            raise UsageError(
+                "--record in shards: they would write one file at the same time; run pytest without shards, or "
+                "`llamaperf accept` afterwards"
             )
 
     def check_plan(self) -> None:
@@ -296,7 +327,7 @@ class Acceptance:
         if self.settings.baselines_named and not self.settings.baselines.is_dir():
             raise UsageError(f"--baselines {shown_path(self.settings.baselines)}: there is no such folder")
         if hardware not in self._books:
-            self._books[hardware] = read_baselines(self.settings.baselines, hardware, self.machine.slug)
+            self._books[hardware] = read_baselines(self.settings.baselines, hardware, self.machine_slug)
         return self._books[hardware]
 
     def measure(self, case: Case) -> Measurement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import cast
 
@@ -20,6 +21,7 @@ _PROBLEMS = pytest.StashKey[list[str]]()
 _ELSEWHERE = pytest.StashKey[int]()
 _LEFT_OUT = pytest.StashKey[bool]()
 _ACCEPTED = pytest.StashKey[bool]()
+_DESELECTED = pytest.StashKey[list[str]]()
 # The key under which a worker of pytest-xdist says why it ran nothing.
 REFUSAL = "llamaperf_refusal"
 # ... and the case of each test that was deselected there.
@@ -57,13 +59,9 @@ def narrow(config: pytest.Config, items: list[pytest.Item], acceptance: Acceptan
         return
     here = [item for item in items if (case := case_of(item)) is None or acceptance.runs_here(case)]
     if len(here) < len(items):
+        config.stash[_ELSEWHERE] = len(items) - len(here)
         kept = set(here)
-        left_out = [item for item in items if item not in kept]
-        for item in left_out:
-            item.stash[_LEFT_OUT] = True
-        config.stash[_ELSEWHERE] = len(left_out)
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = here
+        leave_out(config, items, [item for item in items if item not in kept])
     cases = [case for item in items if (case := note_case(item))]
     if not cases:
         return
@@ -79,6 +77,16 @@ def narrow(config: pytest.Config, items: list[pytest.Item], acceptance: Acceptan
         _refuse(config, items, str(problem))
         return
     config.stash[_ACCEPTED] = True
+
+
+def leave_out(config: pytest.Config, items: list[pytest.Item], left_out: Sequence[pytest.Item]) -> None:
+    """Deselect what this session is not about. Nobody asked for that, so no gate counts it."""
+    for item in left_out:
+        item.stash[_LEFT_OUT] = True
+    if left_out:
+        gone = set(left_out)
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in gone]
 
 
 def _skip_what_lacks_something(items: Sequence[pytest.Item], acceptance: Acceptance) -> None:
@@ -106,23 +114,42 @@ def expect(config: pytest.Config, items: Sequence[pytest.Item], acceptance: Acce
         if case is None or item.get_closest_marker("skip"):
             continue
         try:
-            names = getattr(item, "fixturenames", ())
-            others = compared_with(item, case)
-            if "accuracy" in names:
-                if acceptance.settings.gate:
-                    for other in others:
-                        refuse_weak(other)
-                others = [other for other in others if not acceptance.is_stored(other)]
-            cases = [case, *others]
-            asks = any(name in names for name in ("answers", "repeats", "look", "evaluate"))
-            measured = cases if "measure" in names else []
+            if "accuracy" in _fixtures(item) and acceptance.settings.gate:
+                for other in compared_with(item, case):
+                    refuse_weak(other)
+            wanted = wanted_by(item, case, acceptance)
+            measured = wanted.measured
             if against:
                 against.expect(measured)
-                measured = []
-            if measured or asks:
-                acceptance.bench.expect(measured=measured, answered=cases if asks else ())
+                measured = ()
+            if measured or wanted.asked:
+                acceptance.bench.expect(measured=measured, answered=wanted.asked)
         except UsageError as problem:
             raise pytest.UsageError(f"{item.nodeid}: {problem}") from None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Cases that a test needs engines for, its own first; and those of them that it has measured, and asked."""
+
+    cases: tuple[Case, ...]
+    measured: tuple[Case, ...] = ()
+    asked: tuple[Case, ...] = ()
+
+
+def wanted_by(item: pytest.Item, case: Case, acceptance: Acceptance) -> Wanted:
+    """What its fixtures and markers say; of a reference whose scores are stored no engine is needed. Raises UsageError."""
+    names = _fixtures(item)
+    others = compared_with(item, case)
+    if "accuracy" in names:
+        others = [other for other in others if not acceptance.is_stored(other)]
+    cases = (case, *others)
+    asks = any(name in names for name in ("answers", "repeats", "look", "evaluate"))
+    return Wanted(cases, cases if "measure" in names else (), cases if asks else ())
+
+
+def _fixtures(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
 
 
 def compared_with(item: pytest.Item, case: Case) -> list[Case]:
@@ -153,11 +180,20 @@ def deselected_cases(items: Sequence[pytest.Item]) -> list[str]:
     return [case.id for item in items if (case := case_of(item)) and not item.stash.get(_LEFT_OUT, False)]
 
 
-def send_deselected(items: Sequence[pytest.Item]) -> None:
-    """From a worker of pytest-xdist to the process that decides."""
-    output: dict[str, object] | None = getattr(items[0].config, "workeroutput", None) if items else None
+def note_deselected(items: Sequence[pytest.Item]) -> None:
+    """For this process, and from a worker of pytest-xdist to the one that decides."""
+    if not items:
+        return
+    config = items[0].config
+    config.stash.setdefault(_DESELECTED, []).extend(deselected_cases(items))
+    output: dict[str, object] | None = getattr(config, "workeroutput", None)
     if output is not None:
         output[DESELECTED] = [*cast("list[str]", output.get(DESELECTED, [])), *deselected_cases(items)]
+
+
+def deselected_of(config: pytest.Config) -> Sequence[str]:
+    """The cases of all tests that the user deselected here, as `deselected_cases` tells them."""
+    return config.stash.get(_DESELECTED, [])
 
 
 def only_looks(config: pytest.Config) -> bool:
@@ -178,7 +214,7 @@ def plan_of(items: Sequence[pytest.Item]) -> list[str]:
 def refuse_to_look_and_decide(config: pytest.Config) -> None:
     """Raises UsageError: whoever reads the exit status of a gate would take a list of tests for a release."""
     for option, name in (("--collect-only", "collectonly"), ("--plan", "plan")):
-        if config.getoption("gate") and config.getoption(name):
+        if config.getoption("gate") and config.getoption(name) and not config.getoption("llamaperf_inventory"):
             raise UsageError(
                 f"--gate with {option}: it runs no test, so nothing can be released; leave one of them out"
             )

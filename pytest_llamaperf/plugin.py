@@ -32,19 +32,20 @@ from pytest_llamaperf.collecting import (
     case_of,
     expect,
     narrow,
+    note_deselected,
     only_looks,
     parametrize_cases,
     plan_of,
     refuse_distributed_plan,
     refuse_to_look_and_decide,
     refuse_unusable_distribution,
-    send_deselected,
     told_after_collection,
 )
 from pytest_llamaperf.engines import Engine, Opener, Surroundings, built_in_openers, opened_by
 from pytest_llamaperf.errors import LlamaperfError, UsageError
 from pytest_llamaperf.selection import MARKERS
 from pytest_llamaperf.settings import Settings, add_options
+from pytest_llamaperf.sharding import check_inventory, narrow_to_shard, write_inventory
 from pytest_llamaperf.surroundings import surroundings_of
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if settings.plan:
             acceptance.check_plan()
             refuse_distributed_plan(config)
+        check_inventory(config)
         refuse_to_look_and_decide(config)
         if not only_looks(config):
             acceptance.check_options()
@@ -107,6 +109,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         prepare(items, "measure")
     with seen_as_benchmarks(items):
         yield
+    narrow_to_shard(config, items, acceptance)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -130,11 +133,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    expect(session.config, session.items, session.config.stash[ACCEPTANCE])
+    acceptance = session.config.stash[ACCEPTANCE]
+    expect(session.config, session.items, acceptance)
+    write_inventory(session.config, session.items, acceptance)
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    send_deselected(items)
+    note_deselected(items)
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:

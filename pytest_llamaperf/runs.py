@@ -27,7 +27,8 @@ SCHEMA = 1
 @dataclass(frozen=True)
 class RunHeader:
     """What was asked of the run, and what ran it. Times are UTC, ISO 8601; `fingerprint` is of the
-    machine; what differs by engine stands with each result."""
+    machine; what differs by engine stands with each result. `shard` is of a part of a run that was planned: the `run` it is a
+    part of, its `key`, and the `machine`, as files of promises are named."""
 
     id: str
     started: str
@@ -36,6 +37,7 @@ class RunHeader:
     versions: Mapping[str, str] = field(default_factory=dict)
     fingerprint: Mapping[str, object] = field(default_factory=dict)
     finished: str | None = None
+    shard: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def _header(told: Mapping[str, Any]) -> RunHeader:
     for name in ("id", "started", "gpu", "engine"):
         if not isinstance(getattr(header, name), str):
             raise TypeError(f"{name} is no text")
-    for name in ("versions", "fingerprint"):
+    for name in ("versions", "fingerprint", "shard"):
         if not isinstance(getattr(header, name), Mapping):
             raise TypeError(f"{name} has no names")
     return header

@@ -27,7 +27,8 @@ class Settings:
     `against` is the build to compare with, and `allowed` are settings in which it may differ; with `resume` a comparison that
     was cut off goes on.
     `baselines_named` tells a folder somebody asked for from the default, which need not exist yet; `waivers` and `gate_file` are
-    None where nobody named one.
+    None where nobody named one. `shard` is an engine key, of whose shard alone the tests are; with `inventory` what was
+    collected is written there.
     """
 
     gpu: str
@@ -40,6 +41,7 @@ class Settings:
     gate_file: Path | None
     waivers: Path | None
     root: Path
+    directory: Path
     record: bool
     plan: bool
     restarts: int | None
@@ -47,6 +49,8 @@ class Settings:
     against: Runtime | None
     allowed: tuple[str, ...]
     resume: bool
+    shard: str | None
+    inventory: Path | None
     deadlines: Deadlines
 
     @classmethod
@@ -64,6 +68,7 @@ class Settings:
             gate_file=_path(config, config.getoption("gate_file")),
             waivers=_path(config, config.getoption("waivers")),
             root=config.rootpath,
+            directory=config.invocation_params.dir,
             record=config.getoption("record"),
             plan=config.getoption("plan"),
             restarts=config.getoption("restarts"),
@@ -71,6 +76,8 @@ class Settings:
             against=None if against is None else runtime_named(against, config.invocation_params.dir),
             allowed=tuple(config.getoption("allow_difference")),
             resume=config.getoption("resume"),
+            shard=config.getoption("llamaperf_shard"),
+            inventory=_path(config, config.getoption("llamaperf_inventory")),
             deadlines=Deadlines.parse(config.getini(SETTING)),
         )
 
@@ -170,6 +177,17 @@ def add_options(parser: pytest.Parser) -> None:
         action="store_true",
         help="with --against and --results: go on with a comparison that was cut off; what was measured then, kept in "
         "DIR/against.jsonl, is not measured again",
+    )
+    group.addoption(
+        "--llamaperf-shard",
+        metavar="KEY",
+        help="only the tests of one shard: those that need the engine KEY, or one that is compared with it; what `llamaperf run` "
+        "starts its processes with",
+    )
+    group.addoption(
+        "--llamaperf-inventory",
+        metavar="FILE",
+        help="with --collect-only: write FILE, the tests with the engines they need, of which `llamaperf plan` makes shards",
     )
     parser.addini(
         SETTING,

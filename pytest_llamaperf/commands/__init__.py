@@ -16,6 +16,7 @@ from pytest_llamaperf.commands.doctor import doctor
 from pytest_llamaperf.commands.gate import gate
 from pytest_llamaperf.commands.history import history
 from pytest_llamaperf.commands.launch import launch
+from pytest_llamaperf.commands.plan import plan
 from pytest_llamaperf.commands.predict import predict
 from pytest_llamaperf.commands.report import report
 from pytest_llamaperf.commands.summary import summary
@@ -59,3 +60,4 @@ main.add_command(tables)
 main.add_command(accept)
 main.add_command(summary)
 main.add_command(gate)
+main.add_command(plan)

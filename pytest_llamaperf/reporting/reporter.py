@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from pytest_llamaperf.records import UNFINISHED, WAIVED, TestRecord
 from pytest_llamaperf.requirements import Requirement
 from pytest_llamaperf.runs import Run, RunHeader, RunLog, run_document, to_json
 from pytest_llamaperf.runtimes import installed_versions
+from pytest_llamaperf.scaling.contract import RUN
 from pytest_llamaperf.summaries.markdown import markdown_of
 from pytest_llamaperf.wording import counted, shown_path
 
@@ -58,8 +60,10 @@ class Reporter:
 
     @property
     def _decides(self) -> bool:
-        """run.json tells a decision with and without --gate."""
+        """run.json tells a decision with and without --gate; on a part of a run there is none to make."""
         settings = self._acceptance.settings
+        if settings.shard:
+            return False
         return settings.gate or settings.results is not None or settings.waivers is not None
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -129,7 +133,8 @@ class Reporter:
             self._record()
         if self._files:
             self._files.finish(list(self._tests.values()), self._decision())
-        closed = self._acceptance.settings.gate and not self._decision().releasable
+        decides = self._acceptance.settings.gate and not self._acceptance.settings.shard
+        closed = decides and not self._decision().releasable
         lost = self._recording_failed or (self._files is not None and self._files.problem is not None)
         if (closed or lost) and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -146,7 +151,7 @@ class Reporter:
         width, color = terminalreporter._tw.fullwidth, terminalreporter._tw.hasmarkup
         terminalreporter.section("llamaperf")
         terminalreporter.write(summary_text(results, width=width, color=color))
-        if gate:
+        if gate and not self._acceptance.settings.shard:
             terminalreporter.section("release gate")
             terminalreporter.write(decision_text(self._decision(), width=width, color=color))
         against = self._acceptance.begun_against
@@ -178,6 +183,8 @@ class Reporter:
 
     def _decision(self) -> Decision:
         """Of the tests, and of what kept them from being run or their results from being kept."""
+        if shard := self._acceptance.settings.shard:
+            return Decision((f"a part of a run, {shard}: `llamaperf merge` decides over all", *self._broken))
         decision = decide(
             list(self._tests.values()),
             not_run=self._not_run,
@@ -218,6 +225,7 @@ class _Files:
             engine=acceptance.engine_kind,
             versions=installed_versions(),
             fingerprint=acceptance.machine.to_dict(),
+            shard=_shard(acceptance),
         )
         try:
             self._log = RunLog(folder, self._header)
@@ -242,6 +250,14 @@ class _Files:
             yield
         except OSError as problem:
             self.problem = f"ERROR: results in {self.path.parent} are not complete: {problem.strerror or problem}"
+
+
+def _shard(acceptance: Acceptance) -> dict[str, str]:
+    """What part of a planned run this session is; the run is named by whoever started it."""
+    key = acceptance.settings.shard
+    if key is None:
+        return {}
+    return {"run": os.environ.get(RUN, ""), "key": key, "machine": acceptance.machine_slug}
 
 
 def _now() -> str:

@@ -1,0 +1,123 @@
+"""What every place where shards run keeps: how a shard is started, where its results are, and whether it is done.
+
+A place starts `command` for every shard that `remaining` names, with the variables of `environment`, in the plan's
+directory, and leaves the rest to `merging`. A shard is a process that
+
+- is started with one or more GPUs in CUDA_VISIBLE_DEVICES that nobody else has,
+- writes run.jsonl, run.json and junit.xml into `folder`, which is its own,
+- and exits with 0, 1 or 5 once these are whole: everything else is no result.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.runs import RunHeader, read_run
+from pytest_llamaperf.runtimes import installed_versions
+from pytest_llamaperf.scaling.manifest import About, Manifest, Shard
+from pytest_llamaperf.wording import shown_path
+
+# In the environment of a shard: the id of its run, which its results repeat.
+RUN = "LLAMAPERF_RUN"
+# ... and the name of the whole machine that its devices are a part of, by which promises for a machine are found.
+MACHINE = "LLAMAPERF_MACHINE"
+
+SHARDS = "shards"
+JUNIT = "junit.xml"
+OUTPUT = "output.log"
+
+# Exit statuses of pytest after which a shard has results: passed, failed, nothing collected.
+WITH_RESULTS = (0, 1, 5)
+# A wrong use, which no second try mends.
+WRONG_USE = 4
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A run under way: a manifest, and the folder it is in, which holds all results."""
+
+    manifest: Manifest
+    path: Path
+
+    def folder(self, shard: Shard) -> Path:
+        """Of one shard's results: a number, for order and uniqueness, and what of its key may stand in a name."""
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", shard.key)[-100:].strip("-.")
+        return self.path / SHARDS / f"{self._numbers[shard.key]:04d}-{name}"
+
+    def command(self, shard: Shard) -> list[str]:
+        """To be run in `manifest.about.directory`. What the plan found of `auto` is named."""
+        about, folder = self.manifest.about, self.folder(shard)
+        return [
+            sys.executable, "-m", "pytest", *self.manifest.options,
+            f"--gpu={about.gpu}", f"--engine={about.engine}", f"--llamaperf-shard={shard.key}",
+            f"--results={folder}", f"--junitxml={folder / JUNIT}",
+        ]  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        """What a shard's environment has beside that of the process that starts it, and beside its devices."""
+        return {RUN: self.manifest.id}
+
+    def remaining(self) -> list[Shard]:
+        """Shards without results, in the order of the manifest."""
+        return [shard for shard in self.manifest.shards if not self.is_done(shard)]
+
+    def is_done(self, shard: Shard) -> bool:
+        """Whether its results are there, whole and of this run; what they say is not looked at."""
+        folder = self.folder(shard)
+        if not (folder / "run.json").is_file():
+            return False
+        try:
+            return belongs(read_run(folder / "run.json").header, self.manifest, shard)
+        except UsageError:
+            return False
+
+    def check(self) -> None:
+        """Refuse to start what could not be merged. Raises UsageError.
+
+        That is a manifest of other versions than are installed here, and a folder with results of another run.
+        """
+        here, planned = installed_versions(), self.manifest.about.versions
+        apart = [f"{name} {planned.get(name, 'not')} and here {here.get(name, 'not')}"
+                 for name in sorted({*here, *planned}) if here.get(name) != planned.get(name)]  # fmt: skip
+        if apart:
+            raise UsageError(
+                f"{shown_path(self.path)}: was planned with other versions installed: {'; '.join(apart)}; plan again here"
+            )
+        if not Path(self.manifest.about.directory).is_dir():
+            raise UsageError(
+                f"{self.manifest.about.directory}: the plan was made there, and it is not here; plan again"
+            )
+        for found in sorted((self.path / SHARDS).glob("*/run.json*")):
+            refuse_foreign(found, self.manifest)
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {shard.key: number for number, shard in enumerate(self.manifest.shards, 1)}
+
+
+def belongs(header: RunHeader, manifest: Manifest, shard: Shard) -> bool:
+    return header.shard.get("run") == manifest.id and header.shard.get("key") == shard.key
+
+
+def refuse_foreign(found: Path, manifest: Manifest) -> None:
+    """Raises UsageError for results of another run; damaged ones are no results, and are replaced."""
+    try:
+        header = read_run(found).header
+    except UsageError:
+        return
+    if header.shard.get("run") != manifest.id:
+        raise UsageError(
+            f"{shown_path(found)}: is of another run, {header.shard.get('run', header.id)}; every run has a folder of its own: "
+            "plan into another one, or remove this one"
+        )
+
+
+def device_name(about: About, count: int) -> str:
+    """`1 GPU`, `4 slots`."""
+    word = "GPU" if about.on_gpus else "slot"
+    return f"{count} {word}{'' if count == 1 else 's'}"
