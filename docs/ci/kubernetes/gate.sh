@@ -6,7 +6,7 @@
 #   gate.sh          # a new run
 #   gate.sh RUN      # goes on with one that was cut off
 #
-# Exit status: that of the gate (1 not releasable, 4 wrong use); for a releasable build that of the comparison with the last release
+# Exit status: that of the gate (1 not releasable, 2 wrong use, 3 not enough of it); for a releasable build that of the comparison with the last release
 # (1 slower, 2 wrong use, 3 not enough evidence). 5 says that Kubernetes did not run the plan or the merge.
 # Everything is kept on the volume, in runs/RUN: run.json, junit.xml, summary.md, report.html, compare.*, the logs of all shards.
 set -euo pipefail
@@ -16,7 +16,7 @@ last_release=1.0.0                     # <- a version of TensorRT-LLM that is in
 hours=20                               # <- for everything, waiting for GPUs included
 
 run=${1:-$(date --utc +%Y%m%d-%H%M%S)}
-[[ $run =~ ^[a-z0-9-]{1,40}$ ]] || { echo "$run is no name of a run" >&2; exit 4; }
+[[ $run =~ ^[a-z0-9-]{1,40}$ ]] || { echo "$run is no name of a run" >&2; exit 2; }
 here=$(dirname "$0")
 deadline=$((SECONDS + hours * 3600))
 
@@ -44,7 +44,7 @@ ended() {
 
 # One gate at a time. Whatever ends this script, no Job keeps a GPU.
 [ "$(kubectl get jobs --selector llamaperf/run --output name | wc -l)" -eq 0 ] ||
-    { echo "another gate is running: kubectl get jobs -l llamaperf/run" >&2; exit 4; }
+    { echo "another gate is running: kubectl get jobs -l llamaperf/run" >&2; exit 2; }
 trap 'kubectl delete jobs --selector "llamaperf/run=$run" --wait=false' EXIT
 
 echo "run $run"
@@ -52,6 +52,7 @@ plan=$(rendered plan.yaml | kubectl create --output name --filename -)
 ended ""
 kubectl logs "$plan" --container plan
 jobs=$(kubectl logs "$plan" --container jobs) || exit 5
+kubectl wait --for condition=complete --timeout 0 "$plan" || { echo "no plan: $jobs" >&2; exit 5; }
 
 while read -r wave; do
     [ -n "$wave" ] || continue # every shard has results

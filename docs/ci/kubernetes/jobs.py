@@ -56,7 +56,9 @@ def job(campaign: Campaign, shard: Shard, template: dict[str, Any], image: str) 
     container["env"] += [{"name": name, "value": value} for name, value in campaign.environment().items()]
     gpus = GPUS_OF_A_NODE if shard.kind == PERFORMANCE else shard.devices
     if shard.devices > GPUS_OF_A_NODE:
-        sys.exit(f"{shard}: needs {shard.devices} GPUs and a pod has {GPUS_OF_A_NODE}; run it by `llamaperf run --on slurm`")
+        sys.exit(
+            f"{shard}: needs {shard.devices} GPUs and a pod has {GPUS_OF_A_NODE}; run it by `llamaperf run --on slurm`"
+        )
     container["resources"]["limits"]["nvidia.com/gpu"] = gpus
     return made
 

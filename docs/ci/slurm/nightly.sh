@@ -5,7 +5,7 @@
 #   nightly.sh               # the gate of today; after an interruption on the same day it goes on
 #   nightly.sh 2026-11-22    # goes on with that of another day
 #
-# Exit status: that of the gate (1 not releasable, 2 interrupted, 4 wrong use); for a releasable build that of the comparison with
+# Exit status: that of the gate (1 not releasable, 2 wrong use, 3 not enough of it); for a releasable build that of the comparison with
 # the last release (1 slower, 2 wrong use, 3 not enough evidence).
 # Each night leaves runs/DAY: run.json, junit.xml, summary.md, report.html, compare.*, and the logs of all shards and jobs.
 set -euo pipefail
@@ -16,7 +16,7 @@ last_release=1.0.0               # <- a version of TensorRT-LLM that is in the h
 history=~/.config/llamaperf/history # a file that nobody else may read: postgresql+psycopg://USER:PASSWORD@HOST/DATABASE
 
 day=${1:-$(date --utc +%F)}
-[[ $day =~ ^[0-9]{4}-[0-9]{2}-[0-9]{2}$ ]] || { echo "$day is no day: write 2026-11-22" >&2; exit 4; }
+[[ $day =~ ^[0-9]{4}-[0-9]{2}-[0-9]{2}$ ]] || { echo "$day is no day: write 2026-11-22" >&2; exit 2; }
 run=$shared/runs/$day
 environment=$shared/environments/$trtllm
 export HF_HOME=$shared/huggingface HF_HUB_OFFLINE=1 LLAMAPERF_CACHE=$shared/checkpoints
@@ -25,7 +25,7 @@ mkdir -p "$shared/runs" "$shared/environments"
 
 # Not two at once, whoever started them.
 exec {lock}>"$shared/runs/lock"
-flock --nonblock "$lock" || { echo "another gate is running: squeue --me" >&2; exit 4; }
+flock --nonblock "$lock" || { echo "another gate is running: squeue --me" >&2; exit 2; }
 
 # TensorRT-LLM's wheels and this project, once for each version. The mark says that all of it is there.
 if [ ! -e "$environment/complete" ]; then

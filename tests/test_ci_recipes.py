@@ -1,0 +1,721 @@
+"""The recipes in docs/ci: linted by what knows their languages, and no command line in them that does not exist.
+
+Nobody runs them here, for there is neither such a service nor a GPU. What can be known without is asked: schemas of GitHub, GitLab
+and Kubernetes, zizmor for the safety of a workflow, grammars of Groovy and of the shell, shellcheck, and the parsers of `llamaperf`
+and of pytest themselves. What docs/ci/kubernetes has of its own, two programs, is run: against a `kubectl` that pretends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import kubernetes_validate
+import pytest
+import tree_sitter_bash
+import tree_sitter_groovy
+from markdown_it import MarkdownIt
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from tree_sitter import Language, Node, Parser
+
+from pytest_llamaperf.commands import main
+from pytest_llamaperf.runtimes import installed_versions
+from pytest_llamaperf.scaling.manifest import ACCURACY, NAME, PERFORMANCE, About, Manifest, Shard
+
+pytest_plugins = "pytester"
+
+DOCS = Path(__file__).parent.parent / "docs"
+CI = DOCS / "ci"
+KUBERNETES = CI / "kubernetes"
+BASH = Parser(Language(tree_sitter_bash.language()))
+GROOVY = Parser(Language(tree_sitter_groovy.language()))
+
+# Actions and images are pinned by tags in the recipe, which says how to pin them by digests; else zizmor decides.
+ZIZMOR = "rules: {unpinned-uses: {config: {policies: {actions/*: ref-pin}}}, unpinned-images: {disable: true}}\n"
+# What a shell word may be; the rest of a command are redirections and assignments.
+WORDS = (
+    "word",
+    "string",
+    "raw_string",
+    "number",
+    "concatenation",
+    "simple_expansion",
+    "expansion",
+    "command_substitution",
+)
+
+
+@dataclass(frozen=True)
+class Script:
+    """Shell as it stands in a recipe. `dialect`: what runs it there, `sh` where that may be another one than bash."""
+
+    where: str
+    text: str
+    dialect: str = "bash"
+
+    def __str__(self) -> str:
+        return self.where
+
+
+def yaml_of(text: str) -> list[Any]:
+    """All documents. YAML 1.2, as services read it; a key that stands twice raises DuplicateKeyError."""
+    return [document for document in YAML(typ="safe", pure=True).load_all(text) if document is not None]
+
+
+def documents(path: Path) -> list[Any]:
+    return yaml_of(path.read_text(encoding="utf-8"))
+
+
+def nodes(tree: Node, *kinds: str) -> Iterator[Node]:
+    if tree.type in kinds:
+        yield tree
+    for child in tree.children:
+        yield from nodes(child, *kinds)
+
+
+def errors(tree: Node) -> list[str]:
+    """Places that the grammar does not know, as `line 3: what stands there`."""
+    found = [f"line {tree.start_point.row + 1}: {tree.text!r:.80}"] if tree.is_error or tree.is_missing else []
+    return [*found, *(problem for child in tree.children for problem in errors(child))]
+
+
+def of_github() -> Iterator[Script]:
+    [workflow] = documents(CI / "github.yml")
+    for name, job in workflow["jobs"].items():
+        for number, step in enumerate(job["steps"], 1):
+            if "run" in step:
+                yield Script(f"github.yml, {name}, step {number}", step["run"])
+
+
+def of_gitlab() -> Iterator[Script]:
+    for name, job in gitlab_jobs().items():
+        for key in ("before_script", "script", "after_script"):
+            if key in job:
+                yield Script(f"gitlab.yml, {name}, {key}", "\n".join(job[key]), "sh")
+
+
+def gitlab_jobs() -> dict[str, Any]:
+    [pipeline] = documents(CI / "gitlab.yml")
+    return {name: job for name, job in pipeline.items() if isinstance(job, dict) and "script" in job}
+
+
+def of_jenkins() -> Iterator[Script]:
+    """Strings between ''' or ', after `sh` or as its `script:`."""
+    root = GROOVY.parse((CI / "Jenkinsfile").read_bytes()).root_node
+    for node in nodes(root, "juxt_function_call", "method_invocation"):
+        if node.children[0].text == b"sh":
+            [string] = [each for each in nodes(node, "string_literal") if each.text != b"sh"]
+            where = f"Jenkinsfile, line {string.start_point.row + 1}"
+            assert string.text.startswith(b"'"), f"{where}: Groovy puts values into strings between double quotes"
+            yield Script(where, string.text.decode().strip("'"), "sh")
+
+
+def of_slurm() -> Iterator[Script]:
+    for line in (CI / "slurm" / "scrontab").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            yield Script("scrontab", line.split(maxsplit=5)[5])
+    yield Script("nightly.sh", (CI / "slurm" / "nightly.sh").read_text(encoding="utf-8"))
+
+
+def of_kubernetes() -> Iterator[Script]:
+    yield Script("gate.sh", (KUBERNETES / "gate.sh").read_text(encoding="utf-8"))
+    for name in ("plan.yaml", "merge.yaml"):
+        for container in containers(documents(KUBERNETES / name)[0]):
+            assert container["command"] == ["bash", "-euo", "pipefail", "-c"]
+            [text] = container["args"]
+            yield Script(f"{name}, {container['name']}", text)
+    for line in (KUBERNETES / "Containerfile").read_text(encoding="utf-8").splitlines():
+        if line.startswith("RUN "):
+            yield Script("Containerfile", line.removeprefix("RUN "), "sh")
+
+
+def containers(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    spec = job["spec"]["template"]["spec"]
+    return [*spec.get("initContainers", []), *spec["containers"]]
+
+
+def of_page() -> Iterator[Script]:
+    """The blocks of docs/ci.md; of YAML what is run in them."""
+    for token in MarkdownIt().parse((DOCS / "ci.md").read_text(encoding="utf-8")):
+        where = f"ci.md, line {token.map[0] + 1}" if token.map else "ci.md"
+        if token.type == "code_block" or (token.type == "fence" and token.info == "sh"):
+            yield Script(where, token.content)
+        elif token.type == "fence" and token.info == "yaml":
+            [steps] = yaml_of(token.content)
+            yield Script(where, "\n".join(step["run"] for step in steps if "run" in step))
+
+
+RECIPES = {
+    "github": [*of_github()],
+    "gitlab": [*of_gitlab()],
+    "jenkins": [*of_jenkins()],
+    "slurm": [*of_slurm()],
+    "kubernetes": [*of_kubernetes()],
+}
+PAGE = [*of_page()]
+SCRIPTS = [script for scripts in RECIPES.values() for script in scripts] + PAGE
+every_script = pytest.mark.parametrize("script", SCRIPTS, ids=str)
+
+
+def command_lines(script: Script) -> list[list[str]]:
+    """Every `llamaperf` and `pytest` in a script, wherever it stands there, with its words. Variables stay as they are."""
+    found = []
+    for command in nodes(BASH.parse(script.text.encode()).root_node, "command"):
+        words = [node for node in command.children if node.type in ("command_name", *WORDS)]
+        name, *arguments = [shlex.split((node.text or b"").decode())[0] for node in words]
+        if Path(name).name in ("llamaperf", "pytest"):
+            found.append([Path(name).name, *arguments])
+    return found
+
+
+def check_llamaperf(words: Sequence[str]) -> list[str]:
+    """Have click parse them, without doing anything. Returns what a command hands on to pytest.
+
+    Raises click.UsageError for a command, an option or a choice that does not exist, and for what lacks.
+    """
+    command: click.Command = main
+    context, rest = click.Context(main, info_name="llamaperf"), [*words]
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        _, found, rest = command.resolve_command(context, rest)
+        assert found is not None
+        command, context = found, click.Context(found, info_name=found.name, parent=context)
+    parsed = command.make_context(command.name, rest, parent=context.parent)
+    handed_on = [parsed.params[str(each.name)] for each in command.params if each.type is click.UNPROCESSED]
+    return [str(word) for words in handed_on for word in ([words] if isinstance(words, str) else words)]
+
+
+# --- languages
+
+
+@pytest.mark.parametrize("path", [*sorted(CI.rglob("*.yml")), *sorted(CI.rglob("*.yaml"))], ids=lambda path: path.name)
+def test_yaml_is_read_strictly(path: Path) -> None:
+    assert documents(path)
+
+
+def test_a_key_that_stands_twice_is_found() -> None:
+    with pytest.raises(DuplicateKeyError):
+        yaml_of("gate: {timeout: 1, timeout: 2}")
+
+
+def check_schema(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "check_jsonschema", *options, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+SCHEMAS = {
+    "github.yml": ("--builtin-schema", "vendor.github-workflows"),
+    "gitlab.yml": ("--builtin-schema", "vendor.gitlab-ci", "--data-transform", "gitlab-ci"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_github_and_gitlab_know_every_key(name: str, tmp_path: Path) -> None:
+    checked = check_schema(CI / name, *SCHEMAS[name])
+
+    assert checked.returncode == 0, checked.stdout
+    wrong = tmp_path / name
+    wrong.write_text((CI / name).read_text(encoding="utf-8").replace("timeout", "time-out"), encoding="utf-8")
+    assert check_schema(wrong, *SCHEMAS[name]).returncode == 1
+
+
+def zizmor(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    config = folder / "zizmor.yml"
+    config.write_text(ZIZMOR, encoding="utf-8")
+    command = [
+        str(Path(sys.executable).with_name("zizmor")),
+        "--offline",
+        "--persona",
+        "pedantic",
+        "--config",
+        str(config),
+        str(path),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_workflow_is_safe(tmp_path: Path) -> None:
+    checked = zizmor(CI / "github.yml", tmp_path)
+
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("safe", "unsafe", "audit"),
+    [
+        ("llamaperf report out", "echo ${{ github.event.head_commit.message }}", "template-injection"),
+        ("permissions: {}", "permissions: write-all", "excessive-permissions"),
+        ("actions/checkout@v6", "someone/checkout@v6", "unpinned-uses"),
+        ("secrets.LLAMAPERF_HISTORY", "toJSON(secrets)", "overprovisioned-secrets"),
+    ],
+)
+def test_zizmor_would_find_what_is_not(safe: str, unsafe: str, audit: str, tmp_path: Path) -> None:
+    text = (CI / "github.yml").read_text(encoding="utf-8")
+    assert safe in text
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(text.replace(safe, unsafe), encoding="utf-8")
+
+    checked = zizmor(wrong, tmp_path)
+
+    assert checked.returncode != 0
+    assert f"[{audit}]" in checked.stdout
+
+
+def test_the_jenkinsfile_is_groovy() -> None:
+    text = (CI / "Jenkinsfile").read_bytes()
+
+    assert errors(GROOVY.parse(text).root_node) == []
+    assert errors(GROOVY.parse(text.rstrip().removesuffix(b"}")).root_node) != []
+
+
+VERSIONS = ("1.30", kubernetes_validate.latest_version())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("path", sorted(KUBERNETES.glob("*.yaml")), ids=lambda path: path.name)
+def test_kubernetes_knows_every_key(path: Path, version: str) -> None:
+    for document in documents(path):
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_a_key_that_kubernetes_does_not_know_is_found() -> None:
+    [job] = documents(KUBERNETES / "shard.yaml")
+    job["spec"]["template"]["spec"]["containers"][0]["resources"]["limit"] = {}
+
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, VERSIONS[0], strict=True)
+
+
+def test_the_profile_is_one_that_llamaperf_reads() -> None:
+    profiles = pytest.importorskip("pytest_llamaperf.scaling.slurm.profiles", reason="this version has no Slurm")
+
+    assert profiles.read_profile(CI / "slurm" / "slurm.yaml").partition == "h200"
+
+
+def test_the_line_of_scrontab_is_five_times_and_a_command() -> None:
+    lines = (CI / "slurm" / "scrontab").read_text(encoding="utf-8").splitlines()
+    [line] = [line for line in lines if line and not line.startswith("#")]
+    times, options = line.split()[:5], [line for line in lines if line.startswith("#SCRON ")]
+
+    assert all(re.fullmatch(r"\*|\d+", time) for time in times)
+    # Slurm takes everything behind #SCRON for options, so a remark there would be one.
+    assert all(re.fullmatch(r"#SCRON --[a-z-]+=\S+", option) for option in options)
+
+
+@every_script
+def test_shell_parses(script: Script) -> None:
+    checked = subprocess.run([script.dialect, "-n"], input=script.text, capture_output=True, text=True, check=False)
+
+    assert checked.returncode == 0, checked.stderr
+    assert errors(BASH.parse(script.text.encode()).root_node) == []
+
+
+@every_script
+def test_shellcheck_finds_nothing(script: Script) -> None:
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed: apt-get install shellcheck")
+    if script in PAGE:
+        pytest.skip("lines of a page are examples, not a script")
+    # SC2148: a block has no first line of its own.
+    command = ["shellcheck", "--shell", script.dialect, "--exclude", "SC2148", "-"]
+    checked = subprocess.run(command, input=script.text, capture_output=True, text=True, check=False)
+
+    assert checked.returncode == 0, checked.stdout
+
+
+# --- commands
+
+
+def check_commands(script: Script, pytester: pytest.Pytester) -> None:
+    """Raises click.ClickException or pytest.UsageError for one that would be refused."""
+    for name, *words in command_lines(script):
+        options = check_llamaperf(words) if name == "llamaperf" else words
+        if name == "pytest" or words[0] == "plan":
+            pytester.parseconfig(*options)
+
+
+@every_script
+def test_every_command_line_uses_what_exists(script: Script, pytester: pytest.Pytester) -> None:
+    check_commands(script, pytester)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("llamaperf compares A B", click.UsageError),
+        ("x=$(.venv/bin/llamaperf compare A B --markdwon f)", click.NoSuchOption),
+        ("llamaperf compare A", click.MissingParameter),
+        ("llamaperf compare A B C", click.UsageError),
+        ("llamaperf summary out --bencher", click.BadOptionUsage),
+        ("test -e out || pytest suites/ --gates", pytest.UsageError),
+        ("llamaperf plan suites/ --gpus h200", pytest.UsageError),
+        ("llamaperf plan --results out", click.MissingParameter),
+        ('if true; then llamaperf history import "$RUN" --dp x; fi', click.NoSuchOption),
+    ],
+)
+def test_a_command_line_that_does_not_exist_is_found(
+    line: str, problem: type[Exception], pytester: pytest.Pytester
+) -> None:
+    with pytest.raises(problem):
+        check_commands(Script("here", line), pytester)
+
+
+@every_script
+def test_no_command_is_overlooked(script: Script) -> None:
+    """What a reader would take for a command, in code and not in a comment or between quotes, was checked above."""
+    code = re.sub(r"""(?<!\S)#.*|'[^']*'|"[^"]*\"""", "", script.text)
+    seen = re.findall(r"(?:llamaperf (?=[a-z])|pytest (?=suites|-))", code)
+
+    assert len(command_lines(script)) >= len(seen)
+
+
+# --- what every recipe does
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_gates_keeps_the_past_compares_and_makes_the_page(name: str) -> None:
+    lines = [line for script in RECIPES[name] for line in command_lines(script)]
+    commands = [tuple(line[1:3] if line[1] == "history" else line[1:2]) for line in lines if line[0] == "llamaperf"]
+
+    assert any("--gate" in line and "h200" in line for line in lines)
+    for needed in [("compare",), ("history", "import"), ("report",)]:
+        assert needed in commands
+    if any(line[:2] == ["llamaperf", "plan"] for line in lines):
+        assert ("merge",) in commands
+    assert commands.index(("compare",)) < commands.index(("history", "import"))
+
+
+def test_every_recipe_is_on_the_page() -> None:
+    page = (DOCS / "ci.md").read_text(encoding="utf-8")
+
+    assert {target for target in re.findall(r"\(ci/([^)]+)\)", page)} == {
+        "github.yml", "gitlab.yml", "Jenkinsfile", "slurm/", "kubernetes/",
+    }  # fmt: skip
+    for each in re.findall(r"\(ci/([^)]+)\)", page):
+        assert (CI / each).exists()
+
+
+@pytest.mark.parametrize(
+    "path", [CI / "github.yml", CI / "gitlab.yml", CI / "Jenkinsfile", KUBERNETES / "Containerfile"]
+)
+def test_the_image_is_named_once_and_marked(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    [image] = [line for line in lines if "tensorrt-llm/release:" in line]
+
+    assert re.search(r"release:[0-9.]+\b", image)
+    assert image.startswith("FROM ") or image.endswith("<- what is judged")
+
+
+def test_github_ends_in_time_alone_with_least_rights() -> None:
+    [workflow] = documents(CI / "github.yml")
+
+    assert "pull_request" not in str(workflow["on"])
+    assert workflow["permissions"] == {}
+    assert workflow["concurrency"]["cancel-in-progress"] is False
+    for job in workflow["jobs"].values():
+        assert job["permissions"] == {"contents": "read"}
+        assert job["timeout-minutes"] > 0
+        [upload] = [step for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
+        assert upload["if"] == "always()"
+        for step in job["steps"]:
+            assert re.fullmatch(r"actions/[a-z-]+@v[0-9]+", step.get("uses", "actions/none@v1"))
+            if "checkout" in step.get("uses", ""):
+                assert step["with"] == {"persist-credentials": False}
+    assert "${{" not in "".join(script.text for script in of_github())
+
+
+def test_the_url_of_the_history_is_no_business_of_what_is_judged() -> None:
+    [workflow] = documents(CI / "github.yml")
+    [merge] = documents(KUBERNETES / "merge.yaml")
+
+    assert "secrets" not in str(workflow["jobs"]["gate"])
+    assert "secrets.LLAMAPERF_HISTORY" in str(workflow["jobs"]["compare"])
+    assert gitlab_jobs()["compare"]["environment"]["name"] == "history"
+    assert "secretKeyRef" in str(merge)
+    assert "secret" not in (KUBERNETES / "shard.yaml").read_text(encoding="utf-8")
+
+
+def test_gitlab_ends_in_time_alone_and_keeps_everything() -> None:
+    jobs = gitlab_jobs()
+
+    assert {job["artifacts"]["when"] for job in jobs.values()} == {"always"}
+    assert all(job["timeout"] for job in jobs.values())
+    assert jobs["gate"]["resource_group"]
+    assert jobs["gate"]["artifacts"]["reports"]["junit"] == "out/junit.xml"
+    assert jobs["compare"]["when"] == "always"
+    assert jobs["compare"]["allow_failure"] == {"exit_codes": [3]}
+
+
+# --- Kubernetes: what is run
+
+
+def shard(
+    key: str, *, devices: int = 1, kind: Any = ACCURACY, minutes: float = 10.0, after: Sequence[str] = ()
+) -> Shard:
+    return Shard(
+        key, (key,), (f"suites/test_x.py::test_x[{key}]",), devices, kind, minutes, "a guess", after=tuple(after)
+    )
+
+
+def planned(folder: Path, *shards: Shard) -> Path:
+    about = About(
+        gpu="h200", engine="tensorrt-llm", under_test="tensorrt-llm", versions=installed_versions(), directory=str(folder),
+        root=str(folder), baselines=str(folder / "baselines"), gate=True, gate_file=None, waivers=None,
+    )  # fmt: skip
+    run = folder / "20261122-100000"
+    run.mkdir()
+    Manifest("the-id", "2026-11-22T10:00:00Z", ("suites/", "--gpu", "h200"), about, shards).write(run / NAME)
+    return run
+
+
+def jobs_of(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(KUBERNETES / "jobs.py"), str(run), str(KUBERNETES / "shard.yaml"), *arguments]
+    environment = {**os.environ, "IMAGE": "registry.example/llamaperf:1.1.0"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_a_shard_becomes_a_job_that_kubernetes_knows(tmp_path: Path) -> None:
+    run = planned(
+        tmp_path, shard("h200/fast", devices=2, kind=PERFORMANCE, minutes=100), shard("h200/right", devices=2)
+    )
+
+    made = jobs_of(run)
+
+    assert made.returncode == 0, made.stderr
+    [wave] = map(json.loads, made.stdout.splitlines())
+    fast, right = wave["items"]
+    for job in (fast, right):
+        for version in VERSIONS:
+            kubernetes_validate.validate(job, version, strict=True)
+        [container] = containers(job)
+        assert container["image"] == "registry.example/llamaperf:1.1.0"
+        assert container["workingDir"] == str(tmp_path)
+        assert {"name": "LLAMAPERF_RUN", "value": "the-id"} in container["env"]
+        assert {"name": "HF_HUB_OFFLINE", "value": "1"} in container["env"]
+        assert job["metadata"]["labels"] == {"llamaperf/run": run.name, "llamaperf/part": "shard"}
+    command = containers(fast)[0]["command"]
+    assert "--llamaperf-shard=h200/fast" in command
+    assert f"--results={run}/shards/0001-h200-fast" in command
+    # What measures has its node for itself; what does not has what it needs.
+    assert [containers(job)[0]["resources"]["limits"]["nvidia.com/gpu"] for job in (fast, right)] == [8, 2]
+    assert [job["spec"]["template"]["spec"]["activeDeadlineSeconds"] for job in (fast, right)] == [18_000, 3_600]
+
+
+def test_a_job_is_complete_once_its_shard_has_results(tmp_path: Path) -> None:
+    [wave] = map(json.loads, jobs_of(planned(tmp_path, shard("h200/a"))).stdout.splitlines())
+    bash, option, script, name, *_ = containers(wave["items"][0])[0]["command"]
+
+    def ends_with(status: int) -> int:
+        return subprocess.run([bash, option, script, name, "sh", "-c", f"exit {status}"], check=False).returncode
+
+    assert {status: ends_with(status) for status in (0, 1, 2, 3, 4, 5, 137)} == {
+        0: 0,
+        1: 0,
+        2: 2,
+        3: 3,
+        4: 4,
+        5: 0,
+        137: 137,
+    }
+
+
+def test_shards_wait_for_what_they_need_and_are_not_run_twice(tmp_path: Path) -> None:
+    run = planned(tmp_path, shard("c", after=["b"]), shard("a"), shard("b", after=["a"]), shard("d"))
+
+    made = jobs_of(run)
+
+    waves = [json.loads(line)["items"] for line in made.stdout.splitlines()]
+    assert [[job["metadata"]["annotations"]["llamaperf/shard"] for job in wave] for wave in waves] == [
+        ["a", "d"],
+        ["b"],
+        ["c"],
+    ]
+
+
+def test_a_shard_over_several_nodes_is_refused(tmp_path: Path) -> None:
+    made = jobs_of(planned(tmp_path, shard("h200/huge", devices=16)))
+
+    assert made.returncode == 1
+    assert made.stderr == "h200/huge: needs 16 GPUs and a pod has 8; run it by `llamaperf run --on slurm`\n"
+
+
+KUBECTL = r"""#!{python}
+import json, sys
+from pathlib import Path
+
+folder, words = Path({folder!r}), sys.argv[1:]
+with (folder / "calls").open("a") as calls:
+    print(*words, file=calls)
+jobs = folder / "jobs.json"
+known = json.loads(jobs.read_text()) if jobs.exists() else {{}}
+
+
+def chosen():
+    asked = words[words.index("--selector") + 1].split(",")
+
+    def fits(labels):
+        return {{*asked}} <= {{*labels, *(f"{{key}}={{value}}" for key, value in labels.items())}}
+
+    return {{name: job for name, job in known.items() if fits(job["metadata"]["labels"])}}
+
+
+match words:
+    case ["create", *_]:
+        import yaml
+
+        made = yaml.safe_load(sys.stdin.read())
+        for job in made.get("items", [made]):
+            # The first time it is looked at a Job runs, the second time it has ended.
+            name = f"{{job['metadata']['generateName']}}{{len(known)}}"
+            known[name] = job | {{"looks": 0}}
+            print(f"job.batch/{{name}}")
+    case ["get", "jobs", *_] if "name" in words:
+        print(*(f"job.batch/{{name}}" for name in chosen()), sep="\n", end="\n" if chosen() else "")
+    case ["get", "jobs", *_]:
+        if (folder / "away").exists():
+            sys.exit("The connection to the server was refused")
+        items = []
+        for name, job in chosen().items():
+            job["looks"] += 1
+            kind = "Failed" if "broken" in json.dumps(job) else "Complete"
+            ended = [] if job["looks"] < 2 else [{{"type": "SuccessCriteriaMet", "status": "True"}}, {{"type": kind, "status": "True"}}]
+            items.append({{"status": {{"conditions": ended}} if ended else {{"active": 1}}}})
+        print(json.dumps({{"items": items}}))
+    case ["logs", name, "--container", "jobs"]:
+        print((folder / "waves").read_text(), end="")
+    case ["logs", *_]:
+        print("what it said")
+    case ["wait", *_] if (folder / "refused").exists():
+        sys.exit("error: timed out waiting for the condition")
+    case ["wait", *_]:
+        pass
+    case ["get", "pods", *_]:
+        print((folder / "status").read_text(), end="")
+    case ["delete", "jobs", *_]:
+        for name in chosen():
+            del known[name]
+    case _:
+        sys.exit(f"no such command: {{words}}")
+jobs.write_text(json.dumps(known))
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A `kubectl` that pretends, in a folder that comes first on the PATH; `sleep` does not wait there."""
+
+    folder: Path
+
+    def gate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"}
+        command = ["bash", str(KUBERNETES / "gate.sh"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+
+    def calls(self, verb: str) -> list[str]:
+        lines = (self.folder / "calls").read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if line.startswith(verb)]
+
+    @property
+    def jobs(self) -> dict[str, Any]:
+        known: dict[str, Any] = json.loads((self.folder / "jobs.json").read_text(encoding="utf-8"))
+        return known
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    if not shutil.which("jq"):
+        pytest.skip("jq is not installed: apt-get install jq")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {
+        "kubectl": KUBECTL.format(python=sys.executable, folder=str(folder)),
+        "sleep": "#!/bin/sh\n",
+    }.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    (folder / "waves").write_text("", encoding="utf-8")
+    (folder / "status").write_text("0", encoding="utf-8")
+    return Cluster(folder)
+
+
+def wave(*names: str) -> str:
+    def made(name: str) -> dict[str, Any]:
+        labels = {"llamaperf/run": "night", "llamaperf/part": "shard"}
+        return {"metadata": {"generateName": f"{name}-", "labels": labels}}
+
+    return json.dumps({"kind": "List", "items": [made(name) for name in names]}) + "\n"
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 3])
+def test_the_gate_ends_as_the_merge_did_and_leaves_no_job(cluster: Cluster, status: int) -> None:
+    (cluster.folder / "waves").write_text(wave("a", "broken") + wave("c"), encoding="utf-8")
+    (cluster.folder / "status").write_text(str(status), encoding="utf-8")
+
+    done = cluster.gate("night")
+
+    assert done.returncode == status, done.stderr
+    assert cluster.jobs == {}
+    calls = (cluster.folder / "calls").read_text(encoding="utf-8").splitlines()
+    steps = [line.split()[0] for line in calls if not line.startswith(("get", "wait"))]
+    # The plan, two logs of it, two waves, no shard left, the merge and its log, nothing left.
+    assert steps == ["create", "logs", "logs", "create", "create", "delete", "create", "logs", "delete"]
+    # A wave begins when all Jobs of the one before have ended, for better or worse.
+    first, second = [number for number, line in enumerate(calls) if line == "create --filename -"]
+    assert sum(line.startswith("get jobs") for line in calls[first:second]) == 2
+
+
+def test_a_run_whose_shards_have_all_results_is_merged(cluster: Cluster) -> None:
+    done = cluster.gate("night")
+
+    assert done.returncode == 0, done.stderr
+    assert len(cluster.calls("create")) == 2
+    assert "what it said" in done.stdout
+
+
+def test_without_a_plan_nothing_is_started(cluster: Cluster) -> None:
+    (cluster.folder / "waves").write_text("Error: out/manifest.json: is of another run\n", encoding="utf-8")
+    (cluster.folder / "refused").touch()
+
+    done = cluster.gate("night")
+
+    assert done.returncode == 5
+    assert "no plan: Error: out/manifest.json: is of another run" in done.stderr
+    assert len(cluster.calls("create")) == 1
+    assert cluster.jobs == {}
+
+
+def test_no_job_keeps_a_gpu_when_kubernetes_is_away_for_good(cluster: Cluster) -> None:
+    (cluster.folder / "away").touch()
+
+    done = cluster.gate("night")
+
+    assert done.returncode == 1
+    assert cluster.jobs == {}
+
+
+def test_a_second_gate_is_refused_and_leaves_the_first_alone(cluster: Cluster) -> None:
+    other = {"other-0": {"metadata": {"labels": {"llamaperf/run": "other"}}, "looks": 0}}
+    (cluster.folder / "jobs.json").write_text(json.dumps(other), encoding="utf-8")
+
+    done = cluster.gate("night")
+
+    assert (done.returncode, done.stderr) == (2, "another gate is running: kubectl get jobs -l llamaperf/run\n")
+    assert cluster.jobs == other
+
+
+@pytest.mark.parametrize("name", ["a|b", "../etc", "UP", "x" * 41])
+def test_a_run_has_a_name_that_labels_and_folders_can_have(cluster: Cluster, name: str) -> None:
+    done = cluster.gate(name)
+
+    assert (done.returncode, done.stderr) == (2, f"{name} is no name of a run\n")
+    assert not (cluster.folder / "calls").exists()
