@@ -20,7 +20,6 @@ from pytest_llamaperf.catalog.tasks import evaluations
 from pytest_llamaperf.engines import PREDICTED, Engine, EngineSpec, Opener, Surroundings, is_built_in, readiness
 from pytest_llamaperf.engines.trtllm.nodes import found_nodes
 from pytest_llamaperf.errors import EngineError, LlamaperfError, Unsupported, UsageError
-from pytest_llamaperf.files import is_absent
 from pytest_llamaperf.gpu_watch import occupied
 from pytest_llamaperf.hardware import Machine, find_machine
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
@@ -30,11 +29,11 @@ from pytest_llamaperf.measuring import Sampling
 from pytest_llamaperf.metrics import Metric
 from pytest_llamaperf.operator_tables import INSTALLED
 from pytest_llamaperf.records import Result
-from pytest_llamaperf.requirements import Requirement, read_requirements
+from pytest_llamaperf.requirements import Requirement, promised_by, required_for
 from pytest_llamaperf.scaling.contract import MACHINE
 from pytest_llamaperf.settings import AUTO, Settings
 from pytest_llamaperf.verdicts import Outcome, Verdict, judge
-from pytest_llamaperf.waivers import Waivers, read_waivers
+from pytest_llamaperf.waivers import Waivers, waivers_for
 from pytest_llamaperf.wording import shown_path
 
 if TYPE_CHECKING:
@@ -421,28 +420,20 @@ class Acceptance:
         return not self.settings.record and reference_file(self.settings.baselines, case) is not None
 
     def promised(self) -> tuple[Requirement, ...]:
-        """What is promised for the hardware and the engine of this run, whether or not a test asks. Raises DocumentError."""
-        return tuple(
-            Requirement(entry.case.id, entry.metric.name, entry.place)
-            for entry in self.book(self.gpu)
-            if entry.case.engine == self.engine_under_test
-        )
+        """What is promised for the hardware and the engine of this run. Raises DocumentError."""
+        return promised_by(self.book(self.gpu), self.engine_under_test)
 
     @functools.cached_property
     def required(self) -> tuple[Requirement, ...]:
         """What a release on this hardware has to have judged. Raises DocumentError."""
-        path = self.settings.gate_file or self.settings.root / "gates" / f"{self.gpu}.yaml"
-        if not self.settings.gate_file and is_absent(path):
-            return ()
-        return read_requirements(path, hardware=self.gpu, engine=self.engine_under_test)
+        settings = self.settings
+        return required_for(self.gpu, self.engine_under_test, root=settings.root, given=settings.gate_file)
 
     @functools.cached_property
     def waivers(self) -> Waivers:
         """Those about cases of this run, as of this day. Raises DocumentError."""
-        path = self.settings.waivers or self.settings.root / "waivers.yaml"
-        if not self.settings.waivers and is_absent(path):
-            return Waivers()
-        return read_waivers(path, datetime.now(UTC).date()).about(self.gpu, self.engine_under_test)
+        today, settings = datetime.now(UTC).date(), self.settings
+        return waivers_for(self.gpu, self.engine_under_test, root=settings.root, given=settings.waivers, today=today)
 
     def waived(self, result: Result) -> Result:
         """With the waiver that covers it, if there is one. Raises DocumentError."""

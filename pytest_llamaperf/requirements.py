@@ -23,13 +23,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_llamaperf.baselines import check_ratio
+from pytest_llamaperf.baselines import BaselineBook, check_ratio
 from pytest_llamaperf.cases import CPU, Case, Layout, Task, Workload
 from pytest_llamaperf.catalog import check_weights, gpus, model_named, recipe_named, workload_named
 from pytest_llamaperf.catalog.targets import measures_of
 from pytest_llamaperf.catalog.tasks import FIXED, task_named
 from pytest_llamaperf.documents import Section, read_document
 from pytest_llamaperf.errors import UsageError, nearest
+from pytest_llamaperf.files import is_absent
 from pytest_llamaperf.metrics import ACCURACY, metric_named
 from pytest_llamaperf.wording import shown_path
 
@@ -84,6 +85,24 @@ def read_requirements(path: Path, *, hardware: str, engine: str) -> tuple[Requir
             key="count",
         )
     return tuple(required.values())
+
+
+def required_for(hardware: str, engine: str, *, root: Path, given: Path | None = None) -> tuple[Requirement, ...]:
+    """What a release has to have judged, by the file `given` or `root`/gates/<hardware>.yaml, where there is one.
+
+    Raises DocumentError.
+    """
+    path = given or root / "gates" / f"{hardware}.yaml"
+    if given is None and is_absent(path):
+        return ()
+    return read_requirements(path, hardware=hardware, engine=engine)
+
+
+def promised_by(book: BaselineBook, engine: str) -> tuple[Requirement, ...]:
+    """What is promised of an engine, whether or not a test asks."""
+    return tuple(
+        Requirement(entry.case.id, entry.metric.name, entry.place) for entry in book if entry.case.engine == engine
+    )
 
 
 def check_judged(work: Workload | Task, metric: str) -> None:

@@ -90,10 +90,11 @@ def run_document(header: RunHeader, tests: Sequence[TestRecord], decision: Decis
     return {**document, "checksum": _checksum(document)}
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, *, sealed: bool = False) -> Run:
     """From a folder of results, a run.json, or the run.jsonl of a run that was cut off.
 
-    Raises UsageError for what is not there, of another schema, damaged or changed since, and says where.
+    Raises UsageError for what is not there, of another schema, damaged or changed since, and says where; where it has to be
+    `sealed`, also for one without a checksum.
     """
     found = path
     if path.is_dir():
@@ -111,7 +112,7 @@ def read_run(path: Path) -> Run:
         run = _finished(document)
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise UsageError(f"{where}: is no run as this version writes it: {type(problem).__name__}: {problem}") from None
-    if "checksum" in document and document["checksum"] != _checksum(document):
+    if (sealed or "checksum" in document) and document.get("checksum") != _checksum(document):
         raise UsageError(
             f"{where}: was changed after it was written, for its checksum is of other content; use the original"
         )

@@ -126,7 +126,7 @@ def _of(case: Case, loads: int, acceptance: Acceptance, *, measured: bool) -> Wo
         seconds = work_seconds(case, runs, evaluated=str(case.work) in evaluations())
     else:
         seconds = PREDICTED
-    return Work(engine_key(EngineSpec.of(case)), case.id, loads, seconds, measured)
+    return Work(engine_key(EngineSpec.of(case)), case.id, loads, seconds, measured and acceptance.measures)
 
 
 def _needed(spec: EngineSpec, acceptance: Acceptance) -> NeededEngine:

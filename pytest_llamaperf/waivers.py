@@ -33,6 +33,7 @@ from pytest_llamaperf.catalog import gpus, recipe_named, workload_named
 from pytest_llamaperf.catalog.tasks import FIXED, evaluations, task_named
 from pytest_llamaperf.documents import Section, read_document
 from pytest_llamaperf.errors import DocumentError, UsageError, nearest
+from pytest_llamaperf.files import is_absent
 from pytest_llamaperf.measurements import Source
 from pytest_llamaperf.metrics import Better
 from pytest_llamaperf.records import Result
@@ -157,6 +158,17 @@ class Waivers:
 
     def _find(self, result: Result) -> Waiver | None:
         return self._entries.get((result.case["id"], str(result.metric)))
+
+
+def waivers_for(hardware: str, engine: str, *, root: Path, given: Path | None, today: date) -> Waivers:
+    """Those about cases of that hardware and engine, by the file `given` or `root`/waivers.yaml, where there is one.
+
+    Raises DocumentError.
+    """
+    path = given or root / "waivers.yaml"
+    if given is None and is_absent(path):
+        return Waivers()
+    return read_waivers(path, today).about(hardware, engine)
 
 
 def read_waivers(path: Path, today: date) -> Waivers:

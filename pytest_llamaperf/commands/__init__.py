@@ -16,9 +16,11 @@ from pytest_llamaperf.commands.doctor import doctor
 from pytest_llamaperf.commands.gate import gate
 from pytest_llamaperf.commands.history import history
 from pytest_llamaperf.commands.launch import launch
+from pytest_llamaperf.commands.merge import merge
 from pytest_llamaperf.commands.plan import plan
 from pytest_llamaperf.commands.predict import predict
 from pytest_llamaperf.commands.report import report
+from pytest_llamaperf.commands.run import run
 from pytest_llamaperf.commands.summary import summary
 from pytest_llamaperf.commands.tables import tables
 from pytest_llamaperf.errors import LlamaperfError, UsageError
@@ -61,3 +63,5 @@ main.add_command(accept)
 main.add_command(summary)
 main.add_command(gate)
 main.add_command(plan)
+main.add_command(run)
+main.add_command(merge)

@@ -42,11 +42,12 @@ class Family:
     lost its parent; only of one that did all three, before anybody looked, none is.
 
     The leader may be reaped only after `end`: until then its number is no other process's. Say so with `forget_leader`.
+    Without a leader, as where it ended long ago, they are found by the mark alone, which stands in `variable`.
     """
 
-    def __init__(self, leader: int, owner: str) -> None:
-        self._leader: int | None = leader
-        self._owner = owner
+    def __init__(self, leader: int | None, owner: str, *, variable: str = OWNER) -> None:
+        self._leader = leader
+        self._owner, self._variable = owner, variable
         self._seen: set[psutil.Process] = set()
 
     def alive(self) -> list[psutil.Process]:
@@ -125,7 +126,7 @@ class Family:
         with contextlib.suppress(psutil.Error, OSError):  # ended meanwhile, or another user's
             if self._leader is not None and os.getsid(process.pid) == self._leader:
                 return True
-            return bool(process.environ().get(OWNER) == self._owner)
+            return bool(process.environ().get(self._variable) == self._owner)
         return False
 
 

@@ -3,7 +3,7 @@
 A place starts `command` for every shard that `remaining` names, with the variables of `environment`, in the plan's
 directory, and leaves the rest to `merging`. A shard is a process that
 
-- is started with one or more GPUs in CUDA_VISIBLE_DEVICES that nobody else has,
+- is started with as many GPUs in CUDA_VISIBLE_DEVICES as it needs, which nobody else has,
 - writes run.jsonl, run.json and junit.xml into `folder`, which is its own,
 - and exits with 0, 1 or 5 once these are whole: everything else is no result.
 """
@@ -14,12 +14,14 @@ import functools
 import re
 import sys
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.hosting.processes import Exit
 from pytest_llamaperf.runs import RunHeader, read_run
 from pytest_llamaperf.runtimes import installed_versions
-from pytest_llamaperf.scaling.manifest import About, Manifest, Shard
+from pytest_llamaperf.scaling.manifest import About, Manifest, Shard, read_manifest
 from pytest_llamaperf.wording import shown_path
 
 # In the environment of a shard: the id of its run, which its results repeat.
@@ -27,14 +29,35 @@ RUN = "LLAMAPERF_RUN"
 # ... and the name of the whole machine that its devices are a part of, by which promises for a machine are found.
 MACHINE = "LLAMAPERF_MACHINE"
 
+# ... and the devices it was given: indices of CPU slots, or what stands in CUDA_VISIBLE_DEVICES. Who has it measures beside
+# the other shards of its run as far as its place lets it.
+DEVICES = "LLAMAPERF_DEVICES"
+# ... and a mark that all its processes inherit and nobody else has.
+GRANT = "LLAMAPERF_GRANT"
+
 SHARDS = "shards"
+LOST = "lost"
 JUNIT = "junit.xml"
 OUTPUT = "output.log"
 
 # Exit statuses of pytest after which a shard has results: passed, failed, nothing collected.
 WITH_RESULTS = (0, 1, 5)
-# A wrong use, which no second try mends.
-WRONG_USE = 4
+
+
+class End(StrEnum):
+    """done: it has results. lost: it was cut off, and a second try may do better. broken: it would break again."""
+
+    DONE = "done"
+    LOST = "lost"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a shard's process ended, and why it has no results, empty where it has."""
+
+    end: End
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +99,29 @@ class Campaign:
         except UsageError:
             return False
 
+    def ending(self, shard: Shard, exit: Exit) -> Ending:
+        """What an ended process has come to. Killed by a signal, or unable to write: lost. What pytest itself refuses is
+        refused again."""
+        if exit.status in WITH_RESULTS and self.is_done(shard):
+            return Ending(End.DONE)
+        if exit.signal is not None:
+            return Ending(End.LOST, f"died by {exit}")
+        if exit.status in WITH_RESULTS:
+            return Ending(End.LOST, f"{exit}, and its results are not whole")
+        return Ending(End.BROKEN, f"pytest ended with {exit}")
+
+    def set_aside(self, shard: Shard) -> None:
+        """What an attempt without results has left goes to `lost/`, so that the next one finds a folder of its own."""
+        folder = self.folder(shard)
+        if not folder.exists():
+            return
+        lost = self.path / LOST
+        lost.mkdir(exist_ok=True)
+        attempt = 1
+        while (target := lost / f"{folder.name}-{attempt}").exists():
+            attempt += 1
+        folder.rename(target)
+
     def check(self) -> None:
         """Refuse to start what could not be merged. Raises UsageError.
 
@@ -98,6 +144,12 @@ class Campaign:
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:
         return {shard.key: number for number, shard in enumerate(self.manifest.shards, 1)}
+
+
+def campaign_of(path: Path) -> Campaign:
+    """From a manifest, or the folder it is in. Raises UsageError as `read_manifest`."""
+    manifest = read_manifest(path)
+    return Campaign(manifest, (path if path.is_dir() else path.parent).absolute())
 
 
 def belongs(header: RunHeader, manifest: Manifest, shard: Shard) -> bool:

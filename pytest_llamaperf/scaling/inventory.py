@@ -26,7 +26,10 @@ class NeededEngine:
 
 @dataclass(frozen=True)
 class Work:
-    """What an engine does for a case: `seconds`, guessed, in all its restarts; `loads` counts those."""
+    """What an engine does for a case: `seconds`, guessed, in all its restarts; `loads` counts those.
+
+    `measured`: others on its node would disturb it, which is true of no prediction.
+    """
 
     engine: str
     case: str
