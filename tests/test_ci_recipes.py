@@ -297,9 +297,9 @@ def test_a_key_that_kubernetes_does_not_know_is_found() -> None:
 
 
 def test_the_profile_is_one_that_llamaperf_reads() -> None:
-    profiles = pytest.importorskip("pytest_llamaperf.scaling.slurm.profiles", reason="this version has no Slurm")
+    from pytest_llamaperf.scaling.slurm.profiles import read_profile
 
-    assert profiles.read_profile(CI / "slurm" / "slurm.yaml").partition == "h200"
+    assert read_profile(CI / "slurm" / "slurm.yaml").partition == "h200"
 
 
 def test_the_line_of_scrontab_is_five_times_and_a_command() -> None:
@@ -391,6 +391,7 @@ def test_a_recipe_gates_keeps_the_past_compares_and_makes_the_page(name: str) ->
     for needed in [("compare",), ("history", "import"), ("report",)]:
         assert needed in commands
     if any(line[:2] == ["llamaperf", "plan"] for line in lines):
+        assert ("run",) in commands or name == "kubernetes"
         assert ("merge",) in commands
     assert commands.index(("compare",)) < commands.index(("history", "import"))
 
@@ -454,6 +455,104 @@ def test_gitlab_ends_in_time_alone_and_keeps_everything() -> None:
     assert jobs["gate"]["artifacts"]["reports"]["junit"] == "out/junit.xml"
     assert jobs["compare"]["when"] == "always"
     assert jobs["compare"]["allow_failure"] == {"exit_codes": [3]}
+
+
+# --- exit statuses, of recipes that are one script
+
+STATUSES = pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [
+        ({}, 0),
+        ({"gate": 1}, 1),
+        ({"gate": 3}, 3),
+        ({"gate": 1, "compare": 3}, 1),
+        ({"compare": 1}, 1),
+        ({"compare": 3}, 3),
+        ({"history": 2}, 2),
+        ({"gate": 1, "history": 2}, 1),
+        ({"report": 2}, 2),
+    ],
+    ids=str,
+)
+
+
+@dataclass(frozen=True)
+class Commands:
+    """A `llamaperf` that only notes how it was called, and ends with what was asked for."""
+
+    folder: Path
+
+    def set(self, statuses: Mapping[str, int]) -> None:
+        self.folder.mkdir(parents=True)
+        ends = "".join(f"{name}) exit {status} ;; " for name, status in statuses.items())
+        text = f'#!/bin/sh\necho "$@" >>{self.folder}/calls\ncase $1 in {ends} esac\n'
+        (self.folder / "llamaperf").write_text(text, encoding="utf-8")
+        (self.folder / "llamaperf").chmod(0o755)
+
+    @property
+    def called(self) -> list[str]:
+        return [line.split()[0] for line in (self.folder / "calls").read_text(encoding="utf-8").splitlines()]
+
+
+@STATUSES
+def test_a_night_ends_as_its_gate_did_and_then_as_the_comparison(
+    statuses: dict[str, int], expected: int, tmp_path: Path
+) -> None:
+    done, called = night(tmp_path, {"run" if name == "gate" else name: code for name, code in statuses.items()})
+
+    assert done.returncode == expected, done.stderr
+    merged = ["merge"] if statuses.get("gate") == 3 else []
+    assert called == ["doctor", "plan", "run", *merged, "compare", "history", "report"]
+
+
+def night(folder: Path, statuses: Mapping[str, int], day: str = "2026-11-22") -> tuple[Any, list[str]]:
+    (folder / "repository").mkdir()
+    (folder / ".config" / "llamaperf").mkdir(parents=True)
+    (folder / ".config" / "llamaperf" / "history").write_text("postgresql://", encoding="utf-8")
+    commands = Commands(folder / "environments" / "1.1.0" / "bin")
+    commands.set(statuses)
+    (folder / "environments" / "1.1.0" / "complete").touch()
+    text = (CI / "slurm" / "nightly.sh").read_text(encoding="utf-8").replace("=/shared/llamaperf ", f"={folder} ")
+    environment = {**os.environ, "HOME": str(folder)}
+    done = subprocess.run(
+        ["bash", "-c", text, "nightly.sh", day], capture_output=True, text=True, check=False, env=environment
+    )
+    return done, commands.called if (commands.folder / "calls").exists() else []
+
+
+def test_a_night_of_which_nothing_could_run_leaves_the_past_alone(tmp_path: Path) -> None:
+    done, called = night(tmp_path, {"run": 2})
+
+    assert (done.returncode, called) == (2, ["doctor", "plan", "run"])
+
+
+def test_a_night_that_was_cut_off_is_not_planned_again(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "2026-11-22").mkdir(parents=True)
+    (tmp_path / "runs" / "2026-11-22" / NAME).touch()
+
+    assert "plan" not in night(tmp_path, {})[1]
+
+
+def test_a_night_is_a_day(tmp_path: Path) -> None:
+    done, called = night(tmp_path, {}, day="../other")
+
+    assert (done.returncode, done.stderr, called) == (2, "../other is no day: write 2026-11-22\n", [])
+
+
+@STATUSES
+def test_the_merge_on_kubernetes_ends_as_the_gate_and_then_as_the_comparison(
+    statuses: dict[str, int], expected: int, tmp_path: Path
+) -> None:
+    commands = Commands(tmp_path / "bin")
+    commands.set({"merge" if name == "gate" else name: code for name, code in statuses.items()})
+    [container] = containers(documents(KUBERNETES / "merge.yaml")[0])
+    path = f"{commands.folder}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "RUN": "out", "LAST_RELEASE": "1.0.0"}
+
+    done = subprocess.run([*container["command"], *container["args"]], check=False, env=environment)
+
+    assert done.returncode == expected
+    assert commands.called == ["merge", "compare", "history", "report"]
 
 
 # --- Kubernetes: what is run
