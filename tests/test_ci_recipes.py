@@ -7,6 +7,7 @@ and of pytest themselves. What docs/ci/kubernetes has of its own, two programs, 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -310,6 +311,7 @@ def test_the_line_of_scrontab_is_five_times_and_a_command() -> None:
     assert all(re.fullmatch(r"\*|\d+", time) for time in times)
     # Slurm takes everything behind #SCRON for options, so a remark there would be one.
     assert all(re.fullmatch(r"#SCRON --[a-z-]+=\S+", option) for option in options)
+    assert any(option.startswith("#SCRON --time=") for option in options)
 
 
 @every_script
@@ -320,12 +322,10 @@ def test_shell_parses(script: Script) -> None:
     assert errors(BASH.parse(script.text.encode()).root_node) == []
 
 
-@every_script
+@pytest.mark.parametrize("script", [each for each in SCRIPTS if each not in PAGE], ids=str)
 def test_shellcheck_finds_nothing(script: Script) -> None:
     if not shutil.which("shellcheck"):
         pytest.skip("shellcheck is not installed: apt-get install shellcheck")
-    if script in PAGE:
-        pytest.skip("lines of a page are examples, not a script")
     # SC2148: a block has no first line of its own.
     command = ["shellcheck", "--shell", script.dialect, "--exclude", "SC2148", "-"]
     checked = subprocess.run(command, input=script.text, capture_output=True, text=True, check=False)
@@ -457,6 +457,25 @@ def test_gitlab_ends_in_time_alone_and_keeps_everything() -> None:
     assert jobs["compare"]["allow_failure"] == {"exit_codes": [3]}
 
 
+def test_jenkins_ends_in_time_alone_and_keeps_everything() -> None:
+    """By the names of steps: what they do is known to Jenkins alone."""
+    root = GROOVY.parse((CI / "Jenkinsfile").read_bytes()).root_node
+    [gate, after] = [node for node in nodes(root, "method_invocation", "juxt_function_call") if is_called(node, "post")]
+
+    assert {"timeout", "lock", "disableConcurrentBuilds"} <= called(root)
+    assert {"always", "archiveArtifacts", "junit", "stash"} <= called(gate)
+    assert {"always", "unstash", "withCredentials", "unstable", "error"} <= called(after)
+    assert [is_called(node, "withCredentials") for node in nodes(root, "method_invocation")].count(True) == 1
+
+
+def is_called(node: Node, name: str) -> bool:
+    return node.children[0].text == name.encode()
+
+
+def called(tree: Node) -> set[str]:
+    return {(node.children[0].text or b"").decode() for node in nodes(tree, "method_invocation", "juxt_function_call")}
+
+
 # --- exit statuses, of recipes that are one script
 
 STATUSES = pytest.mark.parametrize(
@@ -533,6 +552,15 @@ def test_a_night_that_was_cut_off_is_not_planned_again(tmp_path: Path) -> None:
     assert "plan" not in night(tmp_path, {})[1]
 
 
+def test_two_gates_do_not_run_at_once(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with (tmp_path / "runs" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done, called = night(tmp_path, {})
+
+    assert (done.returncode, done.stderr, called) == (2, "another gate is running: squeue --me\n", [])
+
+
 def test_a_night_is_a_day(tmp_path: Path) -> None:
     done, called = night(tmp_path, {}, day="../other")
 
@@ -602,6 +630,9 @@ def test_a_shard_becomes_a_job_that_kubernetes_knows(tmp_path: Path) -> None:
         assert {"name": "LLAMAPERF_RUN", "value": "the-id"} in container["env"]
         assert {"name": "HF_HUB_OFFLINE", "value": "1"} in container["env"]
         assert job["metadata"]["labels"] == {"llamaperf/run": run.name, "llamaperf/part": "shard"}
+        # Without a second process in the same pod, and with memory for NCCL.
+        assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+        assert [each["mountPath"] for each in container["volumeMounts"]] == ["/data", "/dev/shm"]
     command = containers(fast)[0]["command"]
     assert "--llamaperf-shard=h200/fast" in command
     assert f"--results={run}/shards/0001-h200-fast" in command
