@@ -17,7 +17,7 @@ from pytest_llamaperf.runtimes import installed_versions
 from pytest_llamaperf.scaling.guessing import PREDICTED, load_seconds, work_seconds
 from pytest_llamaperf.scaling.inventory import Inventory, NeededEngine, NeededTest, Work
 from pytest_llamaperf.scaling.manifest import About
-from pytest_llamaperf.scaling.shards import engine_key, tests_of
+from pytest_llamaperf.scaling.shards import engine_key, in_shard
 
 # Options of one session, which every shard has its own of, or which are about a run as a whole.
 _OF_ONE_SESSION = {
@@ -43,7 +43,7 @@ def narrow_to_shard(config: pytest.Config, items: list[pytest.Item], acceptance:
         return
     try:
         needed = {item.nodeid: _engines(_wanted(item, acceptance)) for item in items}
-        kept = tests_of(acceptance.settings.shard, needed)
+        kept = in_shard(acceptance.settings.shard, needed)
     except UsageError as problem:
         raise pytest.UsageError(str(problem)) from None
     leave_out(config, items, [item for item in items if item.nodeid not in kept])

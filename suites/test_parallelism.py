@@ -2,15 +2,15 @@
 
 import pytest
 
-from pytest_llamaperf import OUTPUT_THROUGHPUT, Layout
+from pytest_llamaperf import OUTPUT_THROUGHPUT
 
 
 @pytest.mark.cases(
     model="llama-3.1-405b", recipe="modelopt-fp8", layout="tp8", workload="min-latency-2048-128", hardware="h200"
 )
-def test_tensor_parallelism_wins_at_minimum_latency(case, measure, baseline):
-    tensor = measure(case)
-    pipeline = measure(case.with_layout(Layout(pp=8)))
+@pytest.mark.versus(layout="pp8")
+def test_tensor_parallelism_wins_at_minimum_latency(case, other, measure, baseline):
+    tensor, pipeline = measure(case), measure(other)
 
     baseline.check(tensor.versus(pipeline, OUTPUT_THROUGHPUT), OUTPUT_THROUGHPUT.versus("pp8"))
 
@@ -18,8 +18,8 @@ def test_tensor_parallelism_wins_at_minimum_latency(case, measure, baseline):
 @pytest.mark.cases(
     model="llama-3.1-405b", recipe="modelopt-fp8", layout="pp8", workload="max-throughput-2048-128", hardware="h200"
 )
-def test_pipeline_parallelism_wins_at_maximum_throughput(case, measure, baseline):
-    pipeline = measure(case)
-    tensor = measure(case.with_layout(Layout(tp=8)))
+@pytest.mark.versus(layout="tp8")
+def test_pipeline_parallelism_wins_at_maximum_throughput(case, other, measure, baseline):
+    pipeline, tensor = measure(case), measure(other)
 
     baseline.check(pipeline.versus(tensor, OUTPUT_THROUGHPUT), OUTPUT_THROUGHPUT.versus("tp8"))

@@ -2,15 +2,15 @@
 
 import pytest
 
-from pytest_llamaperf import OUTPUT_THROUGHPUT, recipe_named
+from pytest_llamaperf import OUTPUT_THROUGHPUT
 
 LENGTHS = [f"{scenario}-{lengths}" for scenario in ("max-throughput", "min-latency")
            for lengths in ("2048-128", "32768-2048", "120000-2048")]  # fmt: skip
 
 
 @pytest.mark.cases(model="llama-3.1-405b", recipe="modelopt-fp8", layout="tp8", workload=LENGTHS)
-def test_modelopt_fp8_beats_llama_fp8(case, measure, baseline):
-    modelopt = measure(case)
-    official = measure(case.with_recipe(recipe_named("llama-fp8")))
+@pytest.mark.versus(recipe="llama-fp8")
+def test_modelopt_fp8_beats_llama_fp8(case, other, measure, baseline):
+    modelopt, official = measure(case), measure(other)
 
     baseline.check(modelopt.versus(official, OUTPUT_THROUGHPUT), OUTPUT_THROUGHPUT.versus("llama-fp8"))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -103,11 +101,12 @@ def compare(
     from pytest_llamaperf.catalog import gpu_named, workload_named
     from pytest_llamaperf.comparing.comparison import compare as compared
     from pytest_llamaperf.importing.reading import Told
+    from pytest_llamaperf.observations import uncollected
 
     if json_path == markdown_path == "-":
         raise UsageError("--json and --markdown cannot both be -: name a file for one of them")
     most = None if everything else MOST
-    with _uncollected():
+    with uncollected():
         told = Told(
             None if gpu is None else gpu_named(gpu).name,
             None if scenario is None else workload_named(f"{scenario}-1-1").scenario,
@@ -123,18 +122,6 @@ def compare(
             _show(comparison, most)
         _tell_unused(comparison, allowed)
     sys.exit(status(comparison, flat(fail_on)))
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """What is read makes no cycles, and the collector would walk over all of it again and again: half of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def status(comparison: Comparison, fail_on: Sequence[str]) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from sqlalchemy import ColumnElement, Row, func, select
 
 from pytest_llamaperf.history.database import Database
 from pytest_llamaperf.history.schema import PARTS, cases, observations, origins, runs
-from pytest_llamaperf.observations import Observation
+from pytest_llamaperf.observations import Observation, uncollected
 
 # What observations are chosen by.
 COLUMNS = {
@@ -46,7 +44,7 @@ def found(database: Database, wanted: Mapping[str, Sequence[str]]) -> list[Obser
         .where(*_are(wanted))
         .order_by(observations.c.id)
     )
-    with _uncollected(), database.reading() as connection:
+    with uncollected(), database.reading() as connection:
         case_names, run_names = (
             {number: name for number, name in connection.execute(select(table.c.id, table.c.name))}
             for table in (cases, runs)
@@ -71,18 +69,6 @@ def counted_by_case(database: Database, wanted: Mapping[str, Sequence[str]]) -> 
 
 def _are(wanted: Mapping[str, Sequence[str]]) -> Iterator[ColumnElement[bool]]:
     return (COLUMNS[part].in_(names) for part, names in wanted.items())
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the collector of cycles, of which observations have none: it would look at all of them again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _observations(

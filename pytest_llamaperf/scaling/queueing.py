@@ -41,9 +41,13 @@ class Placed:
 
 
 def startable(waiting: Sequence[Waiting], running: Sequence[Running], *, devices: int, now: float) -> list[Waiting]:
-    """What to start now, of `waiting` in their order; nothing whose `after` waits or runs."""
-    busy = {*(each.key for each in waiting), *(each.key for each in running)}
-    ready = [each for each in waiting if busy.isdisjoint(each.after)]
+    """What to start now, of `waiting` in their order; nothing whose `after` waits or runs.
+
+    What needs more than all devices, as when some were lost, keeps nobody waiting.
+    """
+    possible = [each for each in waiting if each.demand <= devices]
+    busy = {*(each.key for each in possible), *(each.key for each in running)}
+    ready = [each for each in possible if busy.isdisjoint(each.after)]
     held = list(running)
     free = devices - sum(each.demand for each in running)
     started: list[Waiting] = []
@@ -91,7 +95,7 @@ def simulated(
 ) -> list[Placed]:
     """How it goes on from `now`, where everything takes what is expected, or its `actual` seconds.
 
-    What needs more than all `devices`, and what waits for that, is not among them.
+    What needs more than all `devices` is not among them.
     """
     queue = list(waiting)
     held = [(Placed(each.key, each.demand, now, max(now, each.ends)), each) for each in running]

@@ -7,7 +7,7 @@ Comparing needs both engines in one process anyway, because they are measured in
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pytest_llamaperf.engines import EngineSpec
 from pytest_llamaperf.errors import UsageError, nearest
@@ -45,7 +45,7 @@ def grouped(tests: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     return {key: tuple(members[root(key)]) for key in above}
 
 
-def tests_of(shard: str, tests: Mapping[str, Sequence[str]]) -> frozenset[str]:
+def in_shard(shard: str, tests: Mapping[str, Sequence[str]]) -> frozenset[str]:
     """The tests in the shard of an engine key. Raises UsageError for a key that no test needs."""
     groups = grouped(tests)
     if shard not in groups:
@@ -53,7 +53,3 @@ def tests_of(shard: str, tests: Mapping[str, Sequence[str]]) -> frozenset[str]:
     keys = frozenset(groups[shard])
     return frozenset(test for test, engines in tests.items() if (engines[0] if engines else NO_ENGINE) in keys)
 
-
-def names(shards: Iterable[Sequence[str]]) -> list[str]:
-    """The names of shards, which are their first engine keys."""
-    return [keys[0] for keys in shards]
