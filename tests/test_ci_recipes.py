@@ -28,11 +28,12 @@ import tree_sitter_groovy
 from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
+from shard_builders import campaign, leave_results, shard
 from tree_sitter import Language, Node, Parser
 
 from pytest_llamaperf.commands import main
-from pytest_llamaperf.runtimes import installed_versions
-from pytest_llamaperf.scaling.manifest import ACCURACY, NAME, PERFORMANCE, About, Manifest, Shard
+from pytest_llamaperf.scaling.contract import Campaign
+from pytest_llamaperf.scaling.manifest import NAME, PERFORMANCE, Shard
 
 pytest_plugins = "pytester"
 
@@ -586,27 +587,15 @@ def test_the_merge_on_kubernetes_ends_as_the_gate_and_then_as_the_comparison(
 # --- Kubernetes: what is run
 
 
-def shard(
-    key: str, *, devices: int = 1, kind: Any = ACCURACY, minutes: float = 10.0, after: Sequence[str] = ()
-) -> Shard:
-    return Shard(
-        key, (key,), (f"suites/test_x.py::test_x[{key}]",), devices, kind, minutes, "a guess", after=tuple(after)
+def planned(folder: Path, *shards: Shard, **changes: Any) -> Campaign:
+    """A run below `folder`, which is planned for GPUs."""
+    return campaign(
+        folder / "20261122-100000", *shards, **{"gpu": "h200", "engine": "tensorrt-llm", "gate": True, **changes}
     )
 
 
-def planned(folder: Path, *shards: Shard) -> Path:
-    about = About(
-        gpu="h200", engine="tensorrt-llm", under_test="tensorrt-llm", versions=installed_versions(), directory=str(folder),
-        root=str(folder), baselines=str(folder / "baselines"), gate=True, gate_file=None, waivers=None,
-    )  # fmt: skip
-    run = folder / "20261122-100000"
-    run.mkdir()
-    Manifest("the-id", "2026-11-22T10:00:00Z", ("suites/", "--gpu", "h200"), about, shards).write(run / NAME)
-    return run
-
-
-def jobs_of(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(KUBERNETES / "jobs.py"), str(run), str(KUBERNETES / "shard.yaml"), *arguments]
+def jobs_of(run: Campaign) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(KUBERNETES / "jobs.py"), str(run.path), str(KUBERNETES / "shard.yaml")]
     environment = {**os.environ, "IMAGE": "registry.example/llamaperf:1.1.0"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -626,16 +615,16 @@ def test_a_shard_becomes_a_job_that_kubernetes_knows(tmp_path: Path) -> None:
             kubernetes_validate.validate(job, version, strict=True)
         [container] = containers(job)
         assert container["image"] == "registry.example/llamaperf:1.1.0"
-        assert container["workingDir"] == str(tmp_path)
-        assert {"name": "LLAMAPERF_RUN", "value": "the-id"} in container["env"]
+        assert container["workingDir"] == run.manifest.about.directory
+        assert {"name": "LLAMAPERF_RUN", "value": run.manifest.id} in container["env"]
         assert {"name": "HF_HUB_OFFLINE", "value": "1"} in container["env"]
-        assert job["metadata"]["labels"] == {"llamaperf/run": run.name, "llamaperf/part": "shard"}
+        assert job["metadata"]["labels"] == {"llamaperf/run": run.path.name, "llamaperf/part": "shard"}
         # Without a second process in the same pod, and with memory for NCCL.
         assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
         assert [each["mountPath"] for each in container["volumeMounts"]] == ["/data", "/dev/shm"]
     command = containers(fast)[0]["command"]
     assert "--llamaperf-shard=h200/fast" in command
-    assert f"--results={run}/shards/0001-h200-fast" in command
+    assert f"--results={run.path}/shards/0001-h200-fast" in command
     # What measures has its node for itself; what does not has what it needs.
     assert [containers(job)[0]["resources"]["limits"]["nvidia.com/gpu"] for job in (fast, right)] == [8, 2]
     assert [job["spec"]["template"]["spec"]["activeDeadlineSeconds"] for job in (fast, right)] == [18_000, 3_600]
@@ -660,7 +649,8 @@ def test_a_job_is_complete_once_its_shard_has_results(tmp_path: Path) -> None:
 
 
 def test_shards_wait_for_what_they_need_and_are_not_run_twice(tmp_path: Path) -> None:
-    run = planned(tmp_path, shard("c", after=["b"]), shard("a"), shard("b", after=["a"]), shard("d"))
+    run = planned(tmp_path, shard("c", after=("b",)), shard("a"), shard("b", after=("a",)), shard("d"), shard("e"))
+    leave_results(run, run.manifest.shards[4])
 
     made = jobs_of(run)
 
@@ -670,6 +660,14 @@ def test_shards_wait_for_what_they_need_and_are_not_run_twice(tmp_path: Path) ->
         ["b"],
         ["c"],
     ]
+
+
+def test_what_could_not_be_merged_is_not_started(tmp_path: Path) -> None:
+    made = jobs_of(planned(tmp_path, shard("a"), versions={"tensorrt_llm": "9.9"}))
+
+    assert (made.returncode, made.stdout) == (1, "")
+    assert made.stderr.startswith("Error: ")
+    assert "was planned with other versions installed" in made.stderr
 
 
 def test_a_shard_over_several_nodes_is_refused(tmp_path: Path) -> None:
@@ -705,7 +703,7 @@ match words:
 
         made = yaml.safe_load(sys.stdin.read())
         for job in made.get("items", [made]):
-            # The first time it is looked at a Job runs, the second time it has ended.
+            # The first time it is looked at a Job runs, then it is about to end, then it has ended.
             name = f"{{job['metadata']['generateName']}}{{len(known)}}"
             known[name] = job | {{"looks": 0}}
             print(f"job.batch/{{name}}")
@@ -718,7 +716,7 @@ match words:
         for name, job in chosen().items():
             job["looks"] += 1
             kind = "Failed" if "broken" in json.dumps(job) else "Complete"
-            ended = [] if job["looks"] < 2 else [{{"type": "SuccessCriteriaMet", "status": "True"}}, {{"type": kind, "status": "True"}}]
+            ended = [{{"type": type, "status": "True"}} for type in ("SuccessCriteriaMet", kind)][: job["looks"] - 1]
             items.append({{"status": {{"conditions": ended}} if ended else {{"active": 1}}}})
         print(json.dumps({{"items": items}}))
     case ["logs", name, "--container", "jobs"]:
@@ -801,7 +799,7 @@ def test_the_gate_ends_as_the_merge_did_and_leaves_no_job(cluster: Cluster, stat
     assert steps == ["create", "logs", "logs", "create", "create", "delete", "create", "logs", "delete"]
     # A wave begins when all Jobs of the one before have ended, for better or worse.
     first, second = [number for number, line in enumerate(calls) if line == "create --filename -"]
-    assert sum(line.startswith("get jobs") for line in calls[first:second]) == 2
+    assert sum(line.startswith("get jobs") for line in calls[first:second]) == 3
 
 
 def test_a_run_whose_shards_have_all_results_is_merged(cluster: Cluster) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.scaling.contract import Campaign
 from pytest_llamaperf.scaling.manifest import PERFORMANCE, Shard, read_manifest
 
@@ -65,8 +66,11 @@ def job(campaign: Campaign, shard: Shard, template: dict[str, Any], image: str) 
 
 def main() -> None:
     run, template = Path(sys.argv[1]), yaml.safe_load(Path(sys.argv[2]).read_text(encoding="utf-8"))
-    campaign = Campaign(read_manifest(run), run)
-    campaign.check()
+    try:
+        campaign = Campaign(read_manifest(run), run)
+        campaign.check()
+    except UsageError as problem:
+        sys.exit(f"Error: {problem}")
     for wave in waves(campaign.remaining()):
         made = [job(campaign, shard, template, os.environ["IMAGE"]) for shard in wave]
         print(json.dumps({"apiVersion": "v1", "kind": "List", "items": made}))
