@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -522,7 +523,7 @@ def test_a_night_ends_as_its_gate_did_and_then_as_the_comparison(
 
     assert done.returncode == expected, done.stderr
     merged = ["merge"] if statuses.get("gate") == 3 else []
-    assert called == ["doctor", "plan", "run", *merged, "compare", "history", "report"]
+    assert called == ["plan", "run", *merged, "compare", "history", "report"]
 
 
 def night(folder: Path, statuses: Mapping[str, int], day: str = "2026-11-22") -> tuple[Any, list[str]]:
@@ -543,7 +544,7 @@ def night(folder: Path, statuses: Mapping[str, int], day: str = "2026-11-22") ->
 def test_a_night_of_which_nothing_could_run_leaves_the_past_alone(tmp_path: Path) -> None:
     done, called = night(tmp_path, {"run": 2})
 
-    assert (done.returncode, called) == (2, ["doctor", "plan", "run"])
+    assert (done.returncode, called) == (2, ["plan", "run"])
 
 
 def test_a_night_that_was_cut_off_is_not_planned_again(tmp_path: Path) -> None:
@@ -734,7 +735,9 @@ match words:
             del known[name]
     case _:
         sys.exit(f"no such command: {{words}}")
-jobs.write_text(json.dumps(known))
+beside = jobs.with_name("jobs.new")
+beside.write_text(json.dumps(known))
+beside.replace(jobs)
 """
 
 
@@ -828,6 +831,21 @@ def test_no_job_keeps_a_gpu_when_kubernetes_is_away_for_good(cluster: Cluster) -
     done = cluster.gate("night")
 
     assert done.returncode == 1
+    assert cluster.jobs == {}
+
+
+def test_no_job_keeps_a_gpu_when_the_gate_is_ended(cluster: Cluster) -> None:
+    (cluster.folder / "away").touch()
+    (cluster.folder / "sleep").write_text("#!/bin/sh\nexec /bin/sleep 1\n", encoding="utf-8")
+    environment = {**os.environ, "PATH": f"{cluster.folder}:{os.environ['PATH']}"}
+    gate = subprocess.Popen(["bash", str(KUBERNETES / "gate.sh"), "night"], env=environment, stderr=subprocess.DEVNULL)
+    while not (cluster.folder / "jobs.json").exists() or not cluster.jobs:
+        assert gate.poll() is None
+        time.sleep(0.05)
+
+    gate.terminate()
+
+    assert gate.wait(timeout=60) != 0
     assert cluster.jobs == {}
 
 

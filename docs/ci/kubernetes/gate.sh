@@ -6,8 +6,8 @@
 #   gate.sh          # a new run
 #   gate.sh RUN      # goes on with one that was cut off
 #
-# Exit status: that of the gate (1 not releasable, 2 wrong use, 3 shards are missing); for a releasable build that of the comparison with the last release
-# (1 slower, 2 wrong use, 3 not enough evidence). 5 says that Kubernetes did not run the plan or the merge.
+# Exit status: that of the gate (1 not releasable, 2 wrong use, 3 shards are missing); for a releasable build that of the
+# comparison with the last release (1 slower, 2 wrong use, 3 not enough evidence). 5: Kubernetes did not run the plan or the merge.
 # Everything is kept on the volume, in runs/RUN: run.json, junit.xml, summary.md, report.html, compare.*, the logs of all shards.
 set -euo pipefail
 

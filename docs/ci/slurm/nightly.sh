@@ -5,15 +5,16 @@
 #   nightly.sh               # the gate of today; after an interruption on the same day it goes on
 #   nightly.sh 2026-11-22    # goes on with that of another day
 #
-# Exit status: that of the gate (1 not releasable, 2 wrong use, 3 shards are missing); for a releasable build that of the comparison with
-# the last release (1 slower, 2 wrong use, 3 not enough evidence).
+# Exit status: that of the gate (1 not releasable, 2 wrong use, 3 shards are missing); for a releasable build that of the
+# comparison with the last release (1 slower, 2 wrong use, 3 not enough evidence).
 # Each night leaves runs/DAY: run.json, junit.xml, summary.md, report.html, compare.*, and the logs of all shards and jobs.
 set -euo pipefail
 
-shared=/shared/llamaperf         # <- a folder that all nodes have
-trtllm=1.1.0                     # <- what is judged
-last_release=1.0.0               # <- a version of TensorRT-LLM that is in the history
-history=~/.config/llamaperf/history # a file that nobody else may read: postgresql+psycopg://USER:PASSWORD@HOST/DATABASE
+shared=/shared/llamaperf # <- a folder that all nodes have
+trtllm=1.1.0             # <- what is judged
+last_release=1.0.0       # <- a version of TensorRT-LLM that is in the history
+# <- a file that nobody else may read: postgresql+psycopg://USER:PASSWORD@HOST/DATABASE
+history=~/.config/llamaperf/history
 
 day=${1:-$(date --utc +%F)}
 [[ $day =~ ^[0-9]{4}-[0-9]{2}-[0-9]{2}$ ]] || { echo "$day is no day: write 2026-11-22" >&2; exit 2; }
@@ -27,22 +28,21 @@ mkdir -p "$shared/runs" "$shared/environments"
 exec {lock}>"$shared/runs/lock"
 flock --nonblock "$lock" || { echo "another gate is running: squeue --me" >&2; exit 2; }
 
-# TensorRT-LLM's wheels and this project, once for each version. The mark says that all of it is there.
+# TensorRT-LLM's wheels, and this project as it stands in the repository, once for each version. The mark says that all is there.
 if [ ! -e "$environment/complete" ]; then
     python3 -m venv --clear "$environment"
     "$environment/bin/pip" install --quiet --extra-index-url https://pypi.nvidia.com \
-        ".[tensorrt-llm,accuracy,report,postgresql]" "tensorrt-llm==$trtllm"
+        --editable ".[tensorrt-llm,accuracy,report,postgresql]" "tensorrt-llm==$trtllm"
     touch "$environment/complete"
 fi
 PATH=$environment/bin:$PATH
-llamaperf doctor
 
 [ -e "$run/manifest.json" ] || llamaperf plan suites/ --gpu h200 --gate --results "$run"
 gate=0
 llamaperf run --on slurm --profile ci/slurm/slurm.yaml "$run" || gate=$?
 case $gate in
-    2) exit 2 ;;                                 # nothing ran
-    3) llamaperf merge "$run" || gate=$? ;;      # after an interruption: what is missing is named
+    2) exit 2 ;;                            # nothing ran
+    3) llamaperf merge "$run" || gate=$? ;; # after an interruption: what is missing is named
 esac
 
 LLAMAPERF_HISTORY=$(cat "$history")
