@@ -4,7 +4,8 @@ A session that measures has a file for each of them, locked by the operating sys
 it ends, its lock ends with it. Who comes looks at the files of others under a lock of the folder, which takes no time.
 A file that nobody locks is of a session that was killed, and is removed.
 
-A session that a test of another one runs is part of that, and not shut out. See docs/decisions/0022-fit-gpus.md.
+A session that a test of another one runs is part of that, and not shut out, nor are shards by what runs them, or by each
+other. See docs/decisions/0022-fit-gpus.md.
 """
 
 from __future__ import annotations
@@ -101,10 +102,11 @@ def _reserved(names: Sequence[str], root: Path) -> Reservation:
     alone = True
     with _locked(root):
         for name in names:
-            for other in _holders(root, name):
-                if other is None or not me.belongs_to(other, ancestors):
-                    raise Taken(f"{name} is measured on by {other or 'a process that does not say who it is'}")
-                alone = False
+            others = list(_holders(root, name))
+            if any(other and me.belongs_to(other, ancestors) for other in others):
+                alone = False  # and whoever else measures there is a part of the same
+            elif others:
+                raise Taken(f"{name} is measured on by {others[0] or 'a process that does not say who it is'}")
         files: dict[Path, int] = {}
         try:
             for name in names:
