@@ -85,6 +85,11 @@ class Rivalry:
     def reason(self) -> str:
         return self.found.reason
 
+    @property
+    def blind(self) -> str | None:
+        """Why nobody saw the GPUs of either build, if that is so."""
+        return next((side.health.blind for side in (self.ours, self.theirs) if side.health and side.health.blind), None)
+
     def __str__(self) -> str:
         """The failure as a person reads it: what was lost, both builds, what to do."""
         told = {
@@ -297,6 +302,7 @@ class Against:
         for problem in problems:
             raise problem
         self._refuse_other(found)
+        _refuse_blind(found)
         return [
             Restart(
                 _engine(cases[0]),
@@ -334,6 +340,13 @@ def _by_engine(cases: Iterable[Case]) -> dict[str, list[Case]]:
     for case in cases:
         engines[_engine(case)].append(case)
     return engines
+
+
+def _refuse_blind(found: Measured) -> None:
+    """Raises EngineError: what settles a suspicion has been seen."""
+    for case, made in found.items():
+        if isinstance(made, Measurement) and made.health and made.health.blind:
+            raise EngineError(f"{case}: the GPUs were not watched: {made.health.blind}")
 
 
 def _not_fit(problem: LlamaperfError) -> bool:

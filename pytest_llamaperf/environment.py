@@ -41,7 +41,8 @@ MADE_UP = ("TLLM_SPAWN_",)
 # In the place of a value that may be a credential.
 WITHHELD = "(withheld: it looks like a credential)"
 
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL|AUTH|COOKIE|SIGNATURE", re.IGNORECASE)
+# PWD and OLDPWD are folders.
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|_PWD|CREDENTIAL|AUTH|COOKIE|SIGNATURE", re.IGNORECASE)
 _SECRET_VALUE = re.compile(
     r"""
       :// [^/\s@]* @                                       # who one is, in an address

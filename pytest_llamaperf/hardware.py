@@ -103,11 +103,20 @@ def find_machine() -> Machine:
 
 @contextlib.contextmanager
 def devices(name: str) -> Iterator[dict[int, Any]]:
-    """NVML's handles by number, of GPUs of this catalog name that this process may use. Raises NVMLError."""
+    """NVML's handles by number, of GPUs of this catalog name that this process may use.
+
+    Raises NVMLError, also where one is lost that may be of them.
+    """
     import pynvml
 
     with _nvml():
-        found = [(index, _found(index)) for index in range(pynvml.nvmlDeviceGetCount())]
+        found = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            try:
+                found.append((index, _found(index)))
+            except pynvml.NVMLError:
+                if _may_be_visible(index):
+                    raise
         yield {
             index: pynvml.nvmlDeviceGetHandleByIndex(index)
             for index, gpu in found
@@ -122,6 +131,12 @@ def _is_visible(index: int, gpu: FoundGpu) -> bool:
         return True
     entries = [entry.strip() for entry in listed.split(",") if entry.strip()]
     return any(entry == str(index) or (entry.startswith("GPU-") and gpu.uuid.startswith(entry)) for entry in entries)
+
+
+def _may_be_visible(index: int) -> bool:
+    """Of a GPU that tells nothing of itself: one that is listed by its UUID is not counted, and so is missed elsewhere."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return listed is None or str(index) in [entry.strip() for entry in listed.split(",")]
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.gpu_health import Health
 from pytest_llamaperf.metrics import Better, Metric
 
 
@@ -58,6 +59,7 @@ class Measurement:
     elapsed    seconds of every round
     reproduce  the command that repeats it by hand, where there is one
     operators  of a prediction: seconds by kind of operator in a typical iteration, as in Result
+    health     how its GPUs did; None on a CPU, and of a prediction
     """
 
     case: Case
@@ -68,6 +70,7 @@ class Measurement:
     elapsed: tuple[float, ...] = ()
     reproduce: str | None = None
     operators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    health: Health | None = None
 
     @property
     def values(self) -> Mapping[str, float]:
@@ -104,6 +107,7 @@ class Measurement:
             self.fingerprint,
             tuple(dict.fromkeys((*self.notes, *other.notes))),
             reproduce="\n".join(line for line in (self.reproduce, other.reproduce) if line) or None,
+            health=self.health.beside(other.health) if self.health else None,
         )
 
 

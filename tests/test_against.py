@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llamaperf import OUTPUT_THROUGHPUT
-from pytest_llamaperf.against import _difference, _meant, _without_what_is_shared
-from pytest_llamaperf.cases import Runtime
+from pytest_llamaperf.against import Against, Rivalry, _difference, _meant, _without_what_is_shared
+from pytest_llamaperf.cases import Case, Runtime
 from pytest_llamaperf.detection.readings import Cell
 from pytest_llamaperf.fingerprints import matching
+from pytest_llamaperf.gpu_health import Health
 from pytest_llamaperf.hardware import find_machine
 from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
 
@@ -79,6 +80,44 @@ def pytest_llamaperf_engines():
 """
 
 Session = Callable[..., pytest.RunResult]
+
+
+@pytest.mark.parametrize(("blind", "outcome"), [(None, "regression"), ("GPU is lost", "inconclusive")])
+def test_restarts_that_nobody_watched_settle_nothing(blind: str | None, outcome: str) -> None:
+    tested = case("tensorrt-llm/llama-3.1-8b/modelopt-fp8/tp1/max-throughput-128-128")
+    first, number = True, 0
+
+    def measure(cases: Sequence[Case], restarts: int) -> dict[Case, Measurement]:
+        nonlocal first, number
+        found = {}
+        for each in cases:
+            number += 1
+            values = [(100 if each.runtime else 70) * (1 + 0.001 * ((number + n) % 5)) for n in range(restarts)]
+            health = Health(None if first else blind)
+            found[each] = Measurement(each, Source.MEASURED, {OUTPUT_THROUGHPUT: tuple(values)}, health=health)
+        first = False
+        return found
+
+    against = Against(Runtime("old", Path(sys.executable)), measure, restarts=3, side_by_side=False)
+    against.expect([tested])
+
+    verdict = against.verdict(tested, OUTPUT_THROUGHPUT)
+
+    assert (verdict.outcome, verdict.blind) == (outcome, None)
+
+
+def test_of_two_builds_either_may_have_been_measured_blind() -> None:
+    tested = case("tensorrt-llm/llama-3.1-8b/modelopt-fp8/tp1/max-throughput-128-128")
+    seen, unseen = (
+        Measurement(tested, Source.MEASURED, {OUTPUT_THROUGHPUT: (1.0,)}, health=Health(why))
+        for why in (None, "no driver")
+    )
+
+    for ours, theirs in ((seen, unseen), (unseen, seen)):
+        assert Rivalry(None, ours, theirs, OUTPUT_THROUGHPUT).blind == "no driver"  # type: ignore[arg-type]
+        assert ours.health is not None
+        assert ours.health.beside(theirs.health).blind == "no driver"
+    assert Rivalry(None, seen, seen, OUTPUT_THROUGHPUT).blind is None  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llamaperf.environment import NAMES, PREFIXES, WITHHELD, compared, kept, looks_secret
+from pytest_llamaperf.environment import NAMES, PREFIXES, WITHHELD, compared, kept, looks_secret, names_secret
 
 TOKEN = "hf_QzPlantedPlantedPlantedPlanted42"
 
@@ -66,6 +66,12 @@ def test_a_value_that_looks_like_a_credential_is_withheld(value: str) -> None:
 )  # fmt: skip
 def test_an_ordinary_value_is_not_taken_for_a_credential(value: str) -> None:
     assert kept({"NCCL_ALGO": value}) == {"env NCCL_ALGO": value}
+
+
+def test_the_folder_of_a_shell_is_no_credential_and_a_password_is() -> None:
+    assert not names_secret("PWD")
+    assert not names_secret("OLDPWD")
+    assert names_secret("MYSQL_PWD")
 
 
 def test_a_uuid_of_a_gpu_is_no_credential() -> None:

@@ -6,11 +6,9 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -22,7 +20,8 @@ from pytest_llamaperf.files import make_private, open_private
 from pytest_llamaperf.hosting.channel import Channel, Cut, Expired
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind, classify
 from pytest_llamaperf.hosting.phases import Deadlines, Phase
-from pytest_llamaperf.hosting.processes import OWNER, Family, memory_kills
+from pytest_llamaperf.hosting.processes import OWNER, Family, memory_kills, new_owner
+from pytest_llamaperf.interrupts import uninterrupted
 
 PROGRAM = Path(__file__).parents[1] / "children" / "program.py"
 DEFAULT_DEADLINES = Deadlines()
@@ -74,9 +73,10 @@ class Host:
         """
         self.deadlines, self.log = deadlines, log
         self._on_progress = on_progress
-        self._owner = uuid.uuid4().hex
+        self._owner = new_owner()
         self._memory_kills = memory_kills()
         self._calls = 0
+        self.longest: dict[Phase, float] = {}  # seconds of the longest call that was answered
         self._failure: EngineFailure | None = None
         self._ended = False
         quiet = SILENT if network else {**SILENT, **OFFLINE}
@@ -87,7 +87,9 @@ class Host:
         writing, reading = cast(FileIO, self._process.stdin), cast(FileIO, self._process.stdout)
         self._channel = Channel(writing, reading, lambda: self._family.exit_by() is None)
         with self._ended_on_failure(Phase.LOAD, f"starting {driver}"):
-            self._answer(None, Phase.LOAD, time.monotonic() + deadlines.load)
+            began = time.monotonic()
+            self._answer(None, Phase.LOAD, began + deadlines.load)
+            self.longest[Phase.LOAD] = time.monotonic() - began
 
     @property
     def pid(self) -> int:
@@ -108,8 +110,11 @@ class Host:
         self._calls += 1
         asked = json.dumps({"id": self._calls, "command": command, "arguments": dict(arguments)}, allow_nan=False)
         with self._ended_on_failure(phase, repr(command)):
+            began = time.monotonic()
             self._channel.send(asked.encode("ascii"), until)
-            return self._answer(self._calls, phase, until)
+            answer = self._answer(self._calls, phase, until)
+            self.longest[phase] = max(self.longest.get(phase, 0.0), time.monotonic() - began)
+            return answer
 
     def versions(self) -> dict[str, str]:
         """Of what the driver's process has loaded by now: torch, cuda, cublas, cudnn, nccl ... Raises EngineFailure."""
@@ -130,13 +135,13 @@ class Host:
                 raise Expired
         self.kill()
         if remains := self.left_over():
-            raise EngineFailure(FailureKind.HANG, Phase.CLOSE, "processes do not end", log=self.log, remains=remains)
+            raise EngineFailure(FailureKind.LEAK, Phase.CLOSE, "processes do not end", log=self.log, remains=remains)
 
     def kill(self) -> None:
         """End all processes of the driver, now. Never raises for those that do not end: see `left_over`."""
         if self._ended:
             return
-        with _no_interrupt():
+        with uninterrupted():
             self._family.end()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(REAP_PATIENCE)
@@ -227,7 +232,11 @@ class Host:
             yield
         except Expired:
             self._family.show_stack()
-            self._fail(FailureKind.HANG, phase, f"{work} took longer than {self.deadlines.of(phase):g} s")
+            self._fail(
+                FailureKind.HANG,
+                phase,
+                f"{work} took longer than {self.deadlines.of(phase):g} s ({self.deadlines.origin(phase)})",
+            )
         except Cut as cut:
             ended = self._family.exit_by(time.monotonic() + EXIT_PATIENCE)
             if ended is None:
@@ -279,13 +288,3 @@ def _refused(name: str) -> NoReturn:
 def _shortened(line: bytes) -> str:
     text = line.decode("utf-8", errors="replace")
     return repr(text if len(text) <= 80 else text[:80] + "...")
-
-
-@contextlib.contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Ctrl-C waits: people press it twice, and what is being ended must be ended."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

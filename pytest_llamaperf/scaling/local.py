@@ -7,11 +7,13 @@ import os
 import subprocess
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from pytest_llamaperf.engines import PREDICTED
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.hosting.processes import Exit, Family
+from pytest_llamaperf.reservations import CPU_NAME, SETTING, Taken, folder, reserve
 from pytest_llamaperf.scaling.contract import (
     ATTEMPTS,
     DEVICES,
@@ -70,9 +72,9 @@ class Node:
         """Every shard that has no results yet. Ctrl-C, SIGTERM and SIGHUP end those under way, and the rest waits for
         the next `run`.
 
-        Raises UsageError where another process runs the same manifest.
+        Raises UsageError where another process runs the same manifest, or measures on this node.
         """
-        with self.campaign.locked(), stopping() as stopped:
+        with self.campaign.locked(), self._reserved(), stopping() as stopped:
             self._end_what_was_left()
             remaining = self.campaign.remaining()
             self._done = len(self.campaign.manifest.shards) - len(remaining)
@@ -90,6 +92,27 @@ class Node:
                 for each in self._running:
                     self._end(each)
             return Outcome(self._without, tuple(left), bool(stopped))
+
+    @contextlib.contextmanager
+    def _reserved(self) -> Iterator[None]:
+        """The whole node, where shards measure: they belong to this process, and nobody else measures beside them."""
+        about, place = self.campaign.manifest.about, folder()
+        if about.engine == PREDICTED:
+            yield
+            return
+        try:
+            reservation = reserve(self.devices if about.on_gpus else [CPU_NAME], place)
+        except Taken as taken:
+            raise UsageError(f"{taken}; wait for its end, or end it") from None
+        except OSError as problem:
+            raise UsageError(
+                f"{place}: cannot be locked, so another session could measure beside this run: "
+                f"{problem.strerror or problem}; name a folder that can be in {SETTING}"
+            ) from None
+        try:
+            yield
+        finally:
+            reservation.release()
 
     def _end_what_was_left(self) -> None:
         """Of an earlier `run` that was killed: whatever it started still holds devices."""
@@ -123,13 +146,13 @@ class Node:
     def _start(self, shard: Shard, demand: int, devices: tuple[int, ...]) -> None:
         campaign = self.campaign
         campaign.set_aside(shard)
-        folder = campaign.folder(shard)
-        folder.mkdir(parents=True)
+        results = campaign.folder(shard)
+        results.mkdir(parents=True)
         mark, given = uuid.uuid4().hex, ",".join(self.devices[number] for number in devices)
         environment = {**os.environ, **campaign.environment(), GRANT: mark, DEVICES: given, MACHINE: self.machine}
         if campaign.manifest.about.on_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = given
-        with (folder / OUTPUT).open("wb") as output:
+        with (results / OUTPUT).open("wb") as output:
             process = subprocess.Popen(
                 campaign.command(shard),
                 cwd=campaign.manifest.about.directory,

@@ -63,10 +63,15 @@ def merge(campaign: Campaign) -> Merged:
             suites.add_problem(shard.key, problems[shard.key])
     told = (*problems.values(), *_foreign_folders(campaign))
     tests = [test for shard in campaign.manifest.shards if shard.key in runs for test in _tests(campaign, shard, runs)]
-    headers = [run.header for run in runs.values()]
-    return Merged(
-        Run(_header(campaign, headers), tuple(tests), _decision(campaign, runs, tests, told)), told, suites.text()
+    ran = {test.nodeid for test in tests}
+    run = Run(
+        _header(campaign, [run.header for run in runs.values()]),
+        tuple(tests),
+        _decision(campaign, runs, tests, told),
+        not_run=tuple(nodeid for shard in campaign.manifest.shards for nodeid in shard.tests if nodeid not in ran),
+        engines=tuple(use for run in runs.values() for use in run.engines),
     )
+    return Merged(run, told, suites.text())
 
 
 class _Unusable(Exception):
