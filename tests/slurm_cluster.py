@@ -3,8 +3,9 @@
     with slurm_cluster.cluster() as slurm:     # SLURM_CONF is slurm.configuration
         slurm.drain("n2", "a test")
 
-Nothing of it is shared with a Slurm that may be installed: ports, folder, munge key and socket are its own. Nodes have the
-name of this machine, so no name has to be resolved. Daemons stay in the foreground, and are ended with the context.
+Nothing of it is shared with a Slurm that may be installed: ports, folder, munge key and socket are its own. Its daemons believe
+that this machine is called localhost, which resolves everywhere and to loopback. They stay in the foreground, and are ended with
+the context.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ PATIENCE = 60.0  # seconds, on a machine that does other things too
 
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol")
 _NULL = os.makedev(1, 3)
+# In a namespace of names of its own.
+_CALLED_LOCALHOST = ("unshare", "--uts", "sh", "-c", 'hostname localhost && exec "$@"', "sh")
 
 _CONFIGURATION = """
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmUser=root
 SlurmdUser=root
@@ -112,6 +115,8 @@ def why_not() -> str | None:
         return f"no Slurm here ({', '.join(missing)} missing): apt-get install {PACKAGES}"
     if os.geteuid() != 0:
         return "Slurm's daemons start jobs as their users, for which they have to run as root"
+    if subprocess.run([*_CALLED_LOCALHOST, "true"], capture_output=True, check=False).returncode:
+        return "this machine cannot be called localhost for a while (unshare --uts), and its own name may resolve to anything"
     with tempfile.TemporaryDirectory() as folder:
         try:
             os.mknod(Path(folder) / "gpu", 0o666 | stat.S_IFCHR, _NULL)
@@ -147,14 +152,15 @@ def cluster(nodes: int = 2, gpus: int = 8) -> Iterator[Cluster]:
             user="munge",
         )  # fmt: skip
         _wait(lambda: (folder / "munge" / "socket").exists(), folder, "munged has no socket")
-        start("slurmctld", "-D", "-c")
+        start(*_CALLED_LOCALHOST, "slurmctld", "-D", "-c")
         for number in range(1, nodes + 1):
-            start("slurmd", "-D", "-N", f"n{number}")
+            start(*_CALLED_LOCALHOST, "slurmd", "-D", "-N", f"n{number}")
         _wait(lambda: _idle(made) == nodes, folder, "not all nodes are idle")
         yield made
     finally:
-        with contextlib.suppress(subprocess.SubprocessError):
+        with contextlib.suppress(subprocess.SubprocessError, RuntimeError):
             made.ask("scancel", "--user=root")
+            _wait(lambda: not made.live_jobs(), folder, "jobs do not end")
         for process in reversed(running):
             _end(process)
         _end_all_of(made)
@@ -173,12 +179,11 @@ def _prepare(folder: Path, nodes: int, gpus: int) -> None:
     for number in range(gpus):  # regular files are refused, and so are GPUs without files
         os.mknod(folder / "devices" / f"gpu{number}", 0o666 | stat.S_IFCHR, _NULL)
     (folder / "gres.conf").write_text(f"Name=gpu Type=h200 File={folder}/devices/gpu[0-{gpus - 1}]\n")
-    host = socket.gethostname().partition(".")[0]
     ports = _free_ports(nodes + 1)
-    lines = [_CONFIGURATION.format(host=host, folder=folder, controller_port=ports[0])]
+    lines = [_CONFIGURATION.format(folder=folder, controller_port=ports[0])]
     for number, port in enumerate(ports[1:], 1):
         lines.append(
-            f"NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=16 Sockets=1 CoresPerSocket=16 "
+            f"NodeName=n{number} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=16 Sockets=1 CoresPerSocket=16 "
             f"ThreadsPerCore=1 RealMemory=2000 Gres=gpu:h200:{gpus} State=UNKNOWN\n"
         )
     lines.append(f"PartitionName={PARTITION} Nodes=ALL Default=YES MaxTime=240 OverSubscribe=NO State=UP\n")

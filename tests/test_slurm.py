@@ -26,8 +26,8 @@ from slurm_cluster import Cluster
 
 PATIENCE = 120.0  # seconds, on a machine that does other things too
 
-# As an H200 node answers, and an engine that takes no time. A test named in a file of its own name in `faults` dies or hangs;
-# "wait" has it wait for the file `go` before.
+# As an H200 node answers, and an engine that takes no time. What a file in `faults` of the name of a case says is run in its test;
+# `go()` waits there for the file `go`.
 CONFTEST = """
 import os, signal, time
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_speed(case, measure, baseline):
     baseline.check(measure(case), OUTPUT_THROUGHPUT)
 """
 
-# Time limits are 45 s, or three times what a guess says; nodes are shared, because the two of them are one machine.
+# A shard may take 45 s, or what a guess says. Nodes are shared, because the two of them are one machine.
 PROFILE = """
 schema: 1
 partition: h200

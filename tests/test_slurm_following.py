@@ -321,6 +321,15 @@ def test_a_report_may_be_seen_late(made: Made) -> None:
     assert names(slurm) == ["0001-a", "merge"]
 
 
+def test_whoever_was_killed_is_not_waited_for(made: Made) -> None:
+    followed, slurm, lines = made(shard("a"), patience=Patience(silence=30.0, report=2.0, ending=5.0))
+    slurm.fates["a"] = [("FAILED", 9)] * 2
+
+    followed.run()
+
+    assert len(lines.pictures) < 20
+
+
 def test_a_report_that_is_never_seen_is_waited_for_only_so_long(made: Made) -> None:
     followed, slurm, _ = made(shard("a"), patience=Patience(silence=30.0, report=0.05, ending=5.0))
     slurm.writes_results = False

@@ -372,7 +372,9 @@ def test_options_of_another_place_are_refused(options: list[str], problem: str) 
 def test_a_script_says_all_it_needs_and_is_bash() -> None:
     made = campaign(shard(devices=4))
     only = made.manifest.shards[0]
-    profile = Profile(partition="h200", account="team x", sbatch=("--constraint=a b",), setup=("module load cuda",))
+    profile = Profile(
+        partition="h200", account="team x", exclude=("n7", "n8"), sbatch=("--constraint=a b",), setup=("module load cuda",)
+    )  # fmt: skip
 
     script = shard_script(made, only, Seat(1, 4, 1, 30.0), profile)
 
@@ -381,7 +383,7 @@ def test_a_script_says_all_it_needs_and_is_bash() -> None:
     directives = {shlex.split(line.removeprefix("#SBATCH "))[0] for line in lines if line.startswith("#SBATCH")}
     assert directives >= {
         "--job-name=llamaperf-8b9f0a5e", "--no-requeue", "--partition=h200", "--account=team x", "--time=34", "--nodes=1",
-        "--ntasks-per-node=1", "--gres=gpu:4", "--exclusive", "--constraint=a b",
+        "--ntasks-per-node=1", "--gres=gpu:4", "--exclusive", "--exclude=n7,n8", "--constraint=a b",
         f"--comment=run 8b9f0a5e-1111 shard {KEY}", f"--output={made.folder(only)}/output.log",
     }  # fmt: skip
     body = lines[lines.index("set -euo pipefail") :]

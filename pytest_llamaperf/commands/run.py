@@ -63,7 +63,7 @@ def run(manifest: Path, place: str, slots: int | None, share: bool, profile: Pat
     else:
         outcome = _on_this_node(campaign, slots, alone=not share)
     if outcome.interrupted:
-        more = f" --on {place}" if place != "local" else ""
+        more = f" --on slurm{f' --profile {profile}' if profile else ''}" if place == "slurm" else ""
         click.echo(
             f"interrupted; {counted(len(outcome.left), 'shard')} left: `llamaperf run {manifest}{more}` goes on with them"
         )
