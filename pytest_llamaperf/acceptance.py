@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
+from pytest_llamaperf.account import Activity, Ledger
 from pytest_llamaperf.accuracy.companions import TEXT, Look, looked_at
 from pytest_llamaperf.accuracy.references import read_reference, reference_file, write_reference
 from pytest_llamaperf.accuracy.scores import Scores
@@ -17,19 +20,33 @@ from pytest_llamaperf.baselines import BaselineBook, can_be_promised, read_basel
 from pytest_llamaperf.bench import Bench, Steady
 from pytest_llamaperf.cases import CPU, Case, Runtime
 from pytest_llamaperf.catalog.tasks import evaluations
-from pytest_llamaperf.engines import PREDICTED, Engine, EngineSpec, Opener, Surroundings, is_built_in, readiness
+from pytest_llamaperf.engines import (
+    PREDICTED,
+    TEMPORARY,
+    Engine,
+    EngineSpec,
+    Opener,
+    Surroundings,
+    is_built_in,
+    readiness,
+)
 from pytest_llamaperf.engines.trtllm.nodes import found_nodes
+from pytest_llamaperf.environment import compared
 from pytest_llamaperf.errors import EngineError, LlamaperfError, Unsupported, UsageError
-from pytest_llamaperf.gpu_watch import occupied
+from pytest_llamaperf.fingerprints import matching
+from pytest_llamaperf.gpu_watch.clocks import OPTION, LockedClocks, unlock
+from pytest_llamaperf.gpu_watch.gpus import WatchedGpus
 from pytest_llamaperf.hardware import Machine, find_machine
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
 from pytest_llamaperf.hosting.phases import Phase
+from pytest_llamaperf.leftovers import sweep
 from pytest_llamaperf.measurements import Measurement, Source
 from pytest_llamaperf.measuring import Sampling
 from pytest_llamaperf.metrics import Metric
 from pytest_llamaperf.operator_tables import INSTALLED
 from pytest_llamaperf.records import Result
 from pytest_llamaperf.requirements import Requirement, promised_by, required_for
+from pytest_llamaperf.reservations import CPU_NAME, SETTING, Reservation, Taken, folder, reserve
 from pytest_llamaperf.scaling.contract import MACHINE
 from pytest_llamaperf.settings import AUTO, Settings
 from pytest_llamaperf.verdicts import Outcome, Verdict, judge
@@ -66,7 +83,9 @@ class Acceptance:
         self.openers = openers
         self.surroundings = surroundings
         self.judged: list[Verdict] = []
+        self.ledger = Ledger()
         self._books: dict[str, BaselineBook] = {}
+        self._reservation: Reservation | LlamaperfError | None = None
 
     @functools.cached_property
     def machine(self) -> Machine:
@@ -119,7 +138,7 @@ class Acceptance:
             restarts,
             rounds=self.rounds,
             watch_cpu=on_cpu,
-            watch_gpus=None if on_cpu or not self.measures else self.gpu,
+            gpus=self._gpus,
         )
         return Bench(
             self.open,
@@ -128,6 +147,21 @@ class Acceptance:
             ask=self._ask,
             on_progress=self.surroundings.on_progress,
             steady=steady,
+            closer=self.close_engine,
+            ledger=self.ledger if self.measures else None,  # a prediction holds no GPU
+        )
+
+    @functools.cached_property
+    def _gpus(self) -> WatchedGpus | None:
+        """Those this run measures on, if it does."""
+        if self.gpu == CPU or not self.measures:
+            return None
+        return WatchedGpus(
+            self.gpu,
+            [gpu.uuid for gpu in self.machine.gpus if gpu.name == self.gpu],
+            results=self.settings.results,
+            lock_clocks=self.settings.lock_clocks,
+            nodes=found_nodes().count,
         )
 
     @functools.cached_property
@@ -165,13 +199,15 @@ class Acceptance:
             "engine": self.engine_kind,
             "installed": installed_versions(),
             "against": f"{runtime}: {runtime.python}",
-            "environment": dict(runtime.environment),
+            "environment": compared(dict(runtime.environment)),
             "rounds": self.settings.rounds,
+            **matching(self.machine.to_dict()),  # what was measured elsewhere is of another comparison
         }
         return Journal(self.settings.results / "against.jsonl", about, resume=self.settings.resume)
 
     def _alternately(self, cases: Sequence[Case], restarts: int) -> Mapping[Case, Measurement | LlamaperfError]:
         """Each case and its like under the other build in one group, in that order."""
+        self._take_machine()
         bench = self._bench(restarts, self._sentinel.check)
         groups: dict[Case, list[Case]] = {}
         for case in cases:
@@ -211,18 +247,96 @@ class Acceptance:
         """End what was started for the whole session."""
         if "_evaluator" in vars(self):
             self._evaluator.close()
+        if isinstance(self._reservation, Reservation):
+            self._release(self._reservation)
+
+    def _take_machine(self) -> None:
+        """What this run measures on is its own until it ends. Raises EngineError, again each time, where it cannot be."""
+        if self._reservation is None:
+            try:
+                self._reservation = self._reserved()
+            except EngineError as problem:
+                self._reservation = problem
+        if isinstance(self._reservation, LlamaperfError):
+            raise self._reservation
+
+    def _reserved(self) -> Reservation:
+        root = folder()
+        names = [CPU_NAME] if self._gpus is None else self._gpus.uuids
+        try:
+            reservation = reserve(
+                names, root, patience=self.settings.wait, tell=lambda text: self.surroundings.on_progress(text, 0, None)
+            )
+        except Taken as taken:
+            raise EngineFailure(FailureKind.BUSY, Phase.LOAD, str(taken)) from None
+        except OSError as problem:
+            raise EngineError(
+                f"{root}: cannot be locked, so another session could measure beside this one: "
+                f"{problem.strerror or problem}; name a folder that can be in {SETTING}"
+            ) from None
+        try:
+            if reservation.alone:  # whose there was is dead
+                sweep(TEMPORARY)
+                if self._gpus is not None:
+                    unlock(self.gpu, root)
+            if self.settings.lock_clocks is not None:
+                LockedClocks(self.gpu, self.settings.lock_clocks, root).lock()
+        except BaseException:
+            reservation.release()
+            raise
+        return reservation
+
+    def _release(self, reservation: Reservation) -> None:
+        try:
+            if self.settings.lock_clocks is not None:
+                unlock(self.gpu, folder())
+        except EngineError as problem:
+            print(f"ERROR: {problem}", file=sys.stderr)
+        finally:
+            reservation.release()
 
     def open(self, spec: EngineSpec) -> Engine:
         """An engine of its kind, or the predictor where this run predicts.
 
-        Raises EngineError, also where others hold the GPUs it would use.
+        Raises EngineError, also where others measure here, or hold the GPUs it would use.
         """
         kind = spec.kind if self.measures else PREDICTED
         if kind not in self.openers:
             raise EngineError(f"{spec}: nothing here opens an engine of this kind")
-        if self.measures and spec.hardware != CPU and (held := occupied(spec.hardware)):
-            raise EngineFailure(FailureKind.UNSTABLE, Phase.LOAD, "; ".join(held))
+        if self.measures:
+            self._take_machine()
+        if self._gpus is not None:
+            self._gpus.check_free()
         return self.openers[kind](spec)
+
+    def close_engine(self, engine: Engine) -> str | None:
+        """Close what `open` opened, and see that its GPUs are free again.
+
+        Raises EngineError where they are not; returns why nobody can tell, if that is so.
+        """
+        try:
+            engine.close()
+        except EngineFailure as failure:
+            if failure.after_the_work and self._gpus is not None:
+                self._gpus.check_given_back()
+            raise
+        return None if self._gpus is None else self._gpus.check_given_back()
+
+    @contextlib.contextmanager
+    def opened(self, spec: EngineSpec) -> Iterator[Engine]:
+        """An open engine for a test to use by hand, closed afterwards. Raises as `open` does, and as the engine closes."""
+        holding = (self.ledger if self.measures else Ledger()).hold(spec)
+        try:
+            with holding.doing(Activity.LOAD):
+                engine = self.open(spec)
+            try:
+                with holding.doing(Activity.BY_TESTS):
+                    yield engine
+            finally:
+                with holding.doing(Activity.CLOSE):
+                    self.close_engine(engine)
+        finally:
+            holding.end()
 
     def check_options(self) -> None:
         """Refuse at the start what the command line alone shows to be impossible. Raises UsageError."""
@@ -236,10 +350,18 @@ class Acceptance:
             raise UsageError("--record with --engine predicted: a prediction never becomes a promise")
         if self.settings.tables != INSTALLED and self.measures:
             raise UsageError("--tables names operator times, of which predictions are made: add --engine predicted")
+        if self.settings.lock_clocks is not None and (not self.measures or self.gpu == CPU):
+            raise UsageError(
+                f"{OPTION} with {'--gpu cpu' if self.measures else '--engine predicted'}: no GPU is measured on; leave it out"
+            )
         if self.settings.against:
             self._check_against()
-        if self.settings.resume and not (self.settings.against and self.settings.results):
-            raise UsageError("--resume goes on with what --against kept in --results; it needs both")
+        if self.settings.resume and not self.settings.results:
+            raise UsageError("--resume goes on with what --results keeps; add --results DIR, the folder of that run")
+        if self.settings.resume and self.settings.record:
+            raise UsageError(
+                "--record with --resume: only what one session measured becomes promises; leave out --resume"
+            )
         if self.settings.shard:
             self._check_shard()
         if self.settings.rounds and self.engine_kind == "trtllm-bench":
@@ -396,7 +518,8 @@ class Acceptance:
             measurement.reproduce,
             measurement.operators,
         )
-        self.judged.append(verdict)
+        if not (measurement.health and measurement.health.blind):  # what nobody saw is recorded as no promise
+            self.judged.append(verdict)
         return verdict
 
     def judge_accuracy(self, candidate: Scores, other: Case) -> Judgement:

@@ -7,6 +7,7 @@ known, by the rule of `detection/rule.py`. All cases take part: what noise is us
 from __future__ import annotations
 
 import math
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from pytest_llamaperf.detection.rule import Rule
 from pytest_llamaperf.detection.screening import screen
 from pytest_llamaperf.engines import EngineSpec
 from pytest_llamaperf.errors import EngineError, LlamaperfError, UsageError
+from pytest_llamaperf.fingerprints import ENVIRONMENT, Meaning, Part, field_of
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
 from pytest_llamaperf.journal import Journal, Measure, Measured
 from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
@@ -82,6 +84,11 @@ class Rivalry:
     @property
     def reason(self) -> str:
         return self.found.reason
+
+    @property
+    def blind(self) -> str | None:
+        """Why nobody saw the GPUs of either build, if that is so."""
+        return next((side.health.blind for side in (self.ours, self.theirs) if side.health and side.health.blind), None)
 
     def __str__(self) -> str:
         """The failure as a person reads it: what was lost, both builds, what to do."""
@@ -234,7 +241,7 @@ class Against:
                 failed[case] = ours
             elif isinstance(theirs, LlamaperfError):
                 failed[case] = EngineError(f"{case}: nothing to compare with: {theirs}")
-            elif problem := _difference(case, ours, theirs, self._allowed):
+            elif problem := _difference(case, ours, theirs, (*self._allowed, *_meant(self.runtime))):
                 failed[case] = problem
             else:
                 measured[case], others[case] = ours, theirs
@@ -295,6 +302,7 @@ class Against:
         for problem in problems:
             raise problem
         self._refuse_other(found)
+        _refuse_blind(found)
         return [
             Restart(
                 _engine(cases[0]),
@@ -312,11 +320,11 @@ class Against:
     def _refuse_other(self, found: Measured) -> None:
         """Raises EngineError where a fresh restart is of something else than the first ones were."""
         for case, made in found.items():
-            if isinstance(made, Measurement) and made.fingerprint != self._opened_as[case]:
-                raise EngineError(
-                    f"{case}: versions or settings are not those of its first restarts: {made.fingerprint.to_dict()} "
-                    f"instead of {self._opened_as[case].to_dict()}"
-                )
+            if not isinstance(made, Measurement):
+                continue
+            if unlike := _unlike(_whole(made.fingerprint), _whole(self._opened_as[case])):
+                told = "; ".join(f"{name} is {now!r} and was {then!r}" for name, now, then in unlike)
+                raise EngineError(f"{case}: this restart is not of what its first ones were: {told}")
 
     def _both(self, case: Case) -> tuple[Case, Case]:
         """The other build goes first, as in every first pair."""
@@ -332,6 +340,13 @@ def _by_engine(cases: Iterable[Case]) -> dict[str, list[Case]]:
     for case in cases:
         engines[_engine(case)].append(case)
     return engines
+
+
+def _refuse_blind(found: Measured) -> None:
+    """Raises EngineError: what settles a suspicion has been seen."""
+    for case, made in found.items():
+        if isinstance(made, Measurement) and made.health and made.health.blind:
+            raise EngineError(f"{case}: the GPUs were not watched: {made.health.blind}")
 
 
 def _not_fit(problem: LlamaperfError) -> bool:
@@ -383,14 +398,34 @@ def _difference(case: Case, ours: Measurement, theirs: Measurement, allowed: Seq
     """Of settings: another runtime has other versions, and is to have nothing else."""
     if {ours.source, theirs.source} != {Source.MEASURED}:
         return EngineError(f"{case}: --against compares measurements, and one side is none")
-    mine, others = ours.fingerprint.settings, theirs.fingerprint.settings
-    different = [name for name in sorted(mine.keys() | others.keys()) if mine.get(name) != others.get(name)]
     unlike = [
-        f"{name} is {mine.get(name)!r} here and {others.get(name)!r} there" for name in different if name not in allowed
+        (name, mine, other)
+        for name, mine, other in _unlike(ours.fingerprint.settings, theirs.fingerprint.settings)
+        if name not in allowed and _matters(name)
     ]
     if not unlike:
         return None
-    return EngineError(
-        f"{case}: the two builds were not run alike: {'; '.join(unlike)}; if that is meant, --allow-difference "
-        f"{' --allow-difference '.join(repr(n) if ' ' in n else n for n in different if n not in allowed)}"
-    )
+    told = "; ".join(f"{name} is {mine!r} here and {other!r} there" for name, mine, other in unlike)
+    options = " ".join(f"--allow-difference {shlex.quote(name)}" for name, *_ in unlike)
+    return EngineError(f"{case}: the two builds were not run alike: {told}; if that is meant, {options}")
+
+
+def _meant(runtime: Runtime) -> Iterable[str]:
+    """Settings that are to differ: variables that the other environment is given by name."""
+    return (f"{ENVIRONMENT}{name}" for name, _ in runtime.environment)
+
+
+def _matters(setting: str) -> bool:
+    return field_of(Part.SETTINGS, setting).meaning is Meaning.MATCH
+
+
+def _whole(fingerprint: Fingerprint) -> Mapping[str, object]:
+    """What is the same in every restart of one build."""
+    settings = {name: value for name, value in fingerprint.settings.items() if _matters(name)}
+    return settings | {f"version of {name}": version for name, version in fingerprint.versions.items()}
+
+
+def _unlike(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[tuple[str, object, object]]:
+    """Names of what differs, with both values; None where one side does not say."""
+    names = sorted(ours.keys() | theirs.keys())
+    return [(name, ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)]

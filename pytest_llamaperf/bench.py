@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
+from pytest_llamaperf.account import Activity, Holding, Ledger
 from pytest_llamaperf.answers import answers_of
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.engines import Engine, EngineSpec, FreshEngine, Opener
@@ -34,6 +35,10 @@ Ask = Callable[[Case, Engine], object]
 # Whether the machine is what it was; raises EngineFailure where it is not.
 Steady = Callable[[], None]
 
+# Closes an engine, and sees that it gives everything back: raises EngineError where it does not, and returns why nobody can
+# tell, if that is so.
+Closer = Callable[[Engine], str | None]
+
 # What is under way, how much of it is done, and how much there is in all.
 OnProgress = Callable[[str, int, int | None], None]
 
@@ -49,6 +54,8 @@ class _Job:
     sources: set[Source] = field(default_factory=set)
     failed: dict[Case, LlamaperfError] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    spoilt: dict[Case, LlamaperfError] = field(default_factory=dict)
 
     def wants(self, restart: int) -> bool:
         """Whether the engine has to be opened for this restart: answers are asked for at the first only."""
@@ -65,10 +72,15 @@ class _Job:
         self.fail([*self.cases, *self.questions], problem)
 
 
+def _close(engine: Engine) -> None:
+    engine.close()
+
+
 class Bench:
     """Measures and asks, once in a session for each case.
 
-    `together`: whether a group's engines may be open at once; `steady` is called before and after every restart.
+    `together`: whether a group's engines may be open at once; `steady` is called before and after every restart; `ledger`
+    is told how long engines were open, and for what.
     """
 
     def __init__(
@@ -80,8 +92,11 @@ class Bench:
         ask: Ask = answers_of,
         on_progress: OnProgress | None = None,
         steady: Steady = lambda: None,
+        closer: Closer = _close,
+        ledger: Ledger | None = None,
     ) -> None:
-        self._opener, self._sampling, self._together, self._ask_engine = opener, sampling, together, ask
+        self._opener, self._closer, self._ledger = opener, closer, ledger or Ledger()
+        self._sampling, self._together, self._ask_engine = sampling, together, ask
         self._steady = steady
         self._on_progress = on_progress or (lambda text, done, total: None)
         self._groups: dict[EngineSpec, dict[EngineSpec, _Job]] = {}
@@ -144,6 +159,8 @@ class Bench:
             for case in job.cases:
                 self._measured[case] = job.failed.get(case) or _assembled(job, case)
             for case in job.questions:
+                if case in job.spoilt:
+                    self._answered[case] = job.spoilt[case]
                 self._answered.setdefault(case, job.failed.get(case) or EngineError(f"{case}: was not asked"))
 
     def _batches(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
@@ -166,7 +183,7 @@ class Bench:
 
     def _restarted(self, jobs: Sequence[_Job], restart: int) -> None:
         with contextlib.ExitStack() as closing:
-            opened = [closing.enter_context(_Opened(job, self._opener)) for job in jobs]
+            opened = [closing.enter_context(_Opened(job, self._opener, self._closer, self._ledger)) for job in jobs]
             for engine in opened:
                 self._tell(f"opening {engine.job.spec}")
                 engine.open()
@@ -181,7 +198,8 @@ class Bench:
             self._answered[case] = self._ask_engine(case, engine)
 
         self._tell(f"asking {opened.job.spec}")
-        opened.attempt(case, ask)
+        opened.attempt(case, ask, Activity.ASKED)
+        opened.asked.append(case)
 
     def _measure(self, cases: Sequence[tuple[_Opened, Case]]) -> None:
         """Cases of one workload: a round of each in turn, forwards and backwards, until each has enough."""
@@ -198,7 +216,7 @@ class Bench:
 
         for opened, case in cases:
             self._tell(f"warming up {case}")
-            rounds = opened.attempt(case, warmed_up)
+            rounds = opened.attempt(case, warmed_up, Activity.WARM_UP)
             self._done += 1
             if rounds:
                 under_way.append((opened, rounds))
@@ -206,7 +224,7 @@ class Bench:
             more = []
             for opened, rounds in under_way:
                 self._tell(f"measuring {rounds.case}")
-                opened.attempt(rounds.case, rounds.measure)
+                opened.attempt(rounds.case, rounds.measure, Activity.MEASURED)
                 self._done += 1
                 if rounds.case in opened.job.failed:
                     continue
@@ -224,32 +242,40 @@ class Bench:
 class _Opened:
     """The engine of a job for one restart. One that failed is closed, and another opened for the next workload."""
 
-    def __init__(self, job: _Job, opener: Opener) -> None:
-        self.job, self._opener = job, opener
+    def __init__(self, job: _Job, opener: Opener, closer: Closer, ledger: Ledger) -> None:
+        self.job, self._opener, self._closer, self._ledger = job, opener, closer, ledger
         self._engine: Engine | None = None
+        self._holding: Holding | None = None
+        self.asked: list[Case] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._close(self.job.measurable())
+        try:
+            self._close(self.job.measurable())
+        finally:
+            self._let_go()
 
     def open(self) -> None:
         """An engine that cannot be opened fails everything that was expected of it."""
+        self._let_go()
+        self._holding = self._ledger.hold(self.job.spec)
         try:
-            with errors_named(self.job.spec):
+            with self._holding.doing(Activity.LOAD), errors_named(self.job.spec):
                 self._engine = self._opener(self.job.spec)
         except LlamaperfError as problem:
+            self._let_go()
             self.job.fail_all(problem)
 
-    def attempt(self, case: Case, work: Callable[[Engine], T]) -> T | None:
+    def attempt(self, case: Case, work: Callable[[Engine], T], activity: Activity) -> T | None:
         """What `work` makes of the open engine; None where that failed, and with it the case."""
         if self._engine is None and case not in self.job.failed:
             self.open()
-        if self._engine is None:
+        if self._engine is None or self._holding is None:
             return None
         try:
-            with errors_named(case):
+            with self._holding.doing(activity), errors_named(case):
                 return work(self._engine)
         except Unsupported as problem:  # nothing is wrong with the engine
             self.job.fail([case], problem)
@@ -259,32 +285,44 @@ class _Opened:
             self._close([case])
             return None
 
+    def _let_go(self) -> None:
+        if self._holding:
+            self._holding.end()
+
     def _close(self, cases: Sequence[Case]) -> None:
-        """An engine that does not close properly was not what was to be measured, and fails the cases it served.
+        """An engine that does not close properly was not what was to be measured or asked, and fails the cases it served.
 
         One that only does not end, as TensorRT-LLM may wait for its workers, had answered before: its results are kept,
         and say so.
         """
         engine, self._engine = self._engine, None
-        if engine is None:
+        if engine is None or self._holding is None:
             return
         try:
-            with errors_named(self.job.spec):
-                engine.close()
+            with self._holding.doing(Activity.CLOSE), errors_named(self.job.spec):
+                unseen = self._closer(engine)
+            if unseen:
+                self.job.unseen.append(unseen)
         except EngineFailure as failure:
             if not failure.after_the_work:
-                self.job.fail(cases, failure)
+                self._spoil(cases, failure)
             else:
                 self.job.notes.append(f"after its work {failure.problem}, and the engine was killed")
         except LlamaperfError as problem:
-            self.job.fail(cases, problem)
+            self._spoil(cases, problem)
+        finally:
+            self._let_go()
+
+    def _spoil(self, cases: Sequence[Case], problem: LlamaperfError) -> None:
+        self.job.fail(cases, problem)
+        self.job.spoilt |= {case: self.job.failed.get(case, problem) for case in self.asked}
 
 
 def _assembled(job: _Job, case: Case) -> Measurement | LlamaperfError:
     if len(job.sources) > 1:
         return EngineError(f"{case}: restarts of one case are of different sources: {', '.join(sorted(job.sources))}")
     try:
-        return measurement(case, next(iter(job.sources)), job.restarts[case], job.notes)
+        return measurement(case, next(iter(job.sources)), job.restarts[case], job.notes, job.unseen)
     except EngineError as problem:
         return problem
 

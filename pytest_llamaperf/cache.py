@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout, UnixFileLock
 
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import make_private
-from pytest_llamaperf.wording import shown_path
+from pytest_llamaperf.wording import printable, shown_path
 
 SETTING = "LLAMAPERF_CACHE"
 MANIFEST = "manifest.json"
@@ -34,6 +34,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 SCHEMA = 1
 
 _TOLD_WAITING = 2.0  # seconds between two notes about a lock
+_LONGEST = 200  # characters of a file's name that a message shows
 
 
 def default_root() -> Path:
@@ -135,17 +136,15 @@ def read_manifest(entry: Path) -> dict[str, Any]:
         raise ValueError(f"cannot be read: {problem.strerror}") from None
     except (ValueError, RecursionError):
         raise ValueError("is not JSON") from None
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("schema") != SCHEMA
-        or not isinstance(manifest.get("files"), dict)
-    ):
-        raise ValueError(f"is no manifest of schema {SCHEMA}")
-    return manifest
+    match manifest:
+        case {"schema": int(schema), "files": dict(sizes)} if schema == SCHEMA and all(map(_is_size, sizes.values())):
+            found: dict[str, Any] = manifest
+            return found
+    raise ValueError(f"is no manifest of schema {SCHEMA}")
 
 
 def problem_of(entry: Path, key: str) -> str | None:
-    """What is wrong with an entry that is there: it is of that key, and every file has its size."""
+    """What is wrong with an entry that is there; None where it is of that key, and every file has its size."""
     try:
         manifest = read_manifest(entry)
     except ValueError as problem:
@@ -154,11 +153,19 @@ def problem_of(entry: Path, key: str) -> str | None:
         return "it is of another key"
     for name, size in manifest["files"].items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            return f"{name} is outside of it"
-        found = (entry / name).stat().st_size if (entry / name).is_file() else None
+            return f"{printable(name[:_LONGEST])} is outside of it"
+        try:
+            found = (entry / name).stat().st_size if (entry / name).is_file() else None
+        except OSError as problem:
+            return f"{printable(name[:_LONGEST])}: {problem.strerror}"
         if found != size:
-            return f"{name} is missing" if found is None else f"{name} is {found:,} bytes long and was {size:,}"
+            told = "is missing" if found is None else f"is {found:,} bytes long and was {size:,}"
+            return f"{printable(name[:_LONGEST])} {told}"
     return None
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _put_in_place(folder: Path, entry: Path, manifest: Mapping[str, Any]) -> None:

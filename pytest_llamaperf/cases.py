@@ -216,12 +216,12 @@ class Runtime:
     """Another environment that engines are started in: an interpreter with everything that is installed for it.
 
     name         as people know it; the folder or file it was named by
-    environment  variables its engines get beside those of this process
+    environment  variables its engines get beside those of this process; not shown, for they may hold credentials
     """
 
     name: str
     python: Path
-    environment: tuple[tuple[str, str], ...] = ()
+    environment: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         return self.name

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import pytest
 
@@ -132,6 +132,7 @@ class BaselineCheck:
             dataclasses.replace(
                 Result.of_verdict(nodeid, verdict) if isinstance(verdict, Verdict) else verdict.result(nodeid),
                 metrics=measurement.values,
+                health=_health(measurement, verdict),
             )
             for verdict in verdicts
         ]
@@ -145,14 +146,24 @@ class BaselineCheck:
         return str(verdict)
 
 
+def _health(measurement: Measurement, verdict: Verdict | Rivalry) -> Mapping[str, Any]:
+    """Of what was judged: of two builds, whether either was measured blind."""
+    if measurement.health is None:
+        return {}
+    if isinstance(verdict, Verdict):
+        return measurement.health.to_dict()
+    return dataclasses.replace(measurement.health, blind=verdict.blind).to_dict()
+
+
 @contextlib.contextmanager
 def opened_engine(acceptance: Acceptance, item: pytest.Item, case: Case) -> Iterator[Engine]:
     """An open engine for the case, closed whatever becomes of the test."""
-    engine = _or_fail(item, case, lambda: acceptance.open(EngineSpec.of(case)))
+    opening = acceptance.opened(EngineSpec.of(case))
+    engine = _or_fail(item, case, opening.__enter__)
     try:
         yield engine
     finally:
-        _or_fail(item, case, engine.close)
+        _or_fail(item, case, lambda: opening.__exit__(None, None, None))
 
 
 def checkpoint_of(acceptance: Acceptance, item: pytest.Item, case: Case) -> Checkpoint:

@@ -14,6 +14,7 @@ from pytest_llamaperf.accuracy.given import missing_documents
 from pytest_llamaperf.accuracy.judging import refuse_weak
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.errors import DocumentError, UsageError
+from pytest_llamaperf.resuming import is_kept, problem_of_other_tests
 from pytest_llamaperf.selection import other_case, selected_cases
 from pytest_llamaperf.wording import counted
 
@@ -89,6 +90,12 @@ def leave_out(config: pytest.Config, items: list[pytest.Item], left_out: Sequenc
         items[:] = [item for item in items if item not in gone]
 
 
+def refuse_other_tests(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A run goes on with the tests it began with. Raises pytest.UsageError."""
+    if problem := problem_of_other_tests(config, [item.nodeid for item in items]):
+        _refuse(config, items, problem)
+
+
 def _skip_what_lacks_something(items: Sequence[pytest.Item], acceptance: Acceptance) -> None:
     """GPUs, or documents that a user has to bring. Raises UsageError for documents that are named and not there."""
     for item in items:
@@ -111,7 +118,7 @@ def expect(config: pytest.Config, items: Sequence[pytest.Item], acceptance: Acce
         raise pytest.UsageError(str(problem)) from None
     for item in items:
         case = case_of(item)
-        if case is None or item.get_closest_marker("skip"):
+        if case is None or item.get_closest_marker("skip") or is_kept(item, acceptance):
             continue
         try:
             if acceptance.settings.gate:

@@ -1,17 +1,24 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what tells whether they are as they were written."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 # Names of files and output of engines may hold what is no Unicode; \udc80 and the like is also how JSON escapes it.
 UNPRINTABLE = "backslashreplace"
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Either the old content stays or the new one is there whole, also after a crash or a full disk."""
+    """Either the old content stays or the new one is there whole, also after a crash or a full disk. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        path.stat()  # links in a circle lead nowhere
     path = path.resolve()  # a link stays one, and what it points to is written
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8", errors=UNPRINTABLE)  # a device or a pipe cannot be replaced
@@ -28,6 +35,12 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def checksum(document: Mapping[str, Any]) -> str:
+    """Of what JSON makes of a document, without a checksum that stands in it; against accidents and hasty hands, not forgers."""
+    told = {name: value for name, value in document.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def make_private(folder: Path) -> None:

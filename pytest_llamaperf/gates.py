@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pytest_llamaperf.cases import CPU
 from pytest_llamaperf.measurements import Source
 from pytest_llamaperf.records import WAIVED, Result, TestRecord
 from pytest_llamaperf.requirements import Requirement
@@ -55,25 +56,45 @@ class Decision:
             return ""
         return "no file of the gate says what has to be judged: promises alone were asked"
 
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """What to do, once for each kind of reason that has the same remedy whatever it is about."""
+        return tuple(remedy for begin, remedy in _REMEDIES if any(reason.startswith(begin) for reason in self.reasons))
+
     def __str__(self) -> str:
         """In one sentence."""
         return ": ".join(filter(None, (self.headline, "; ".join(self.reasons or self.waived))))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Decision:
-        """Also of a run.json that knew of no waivers. Raises ValueError for one that contradicts itself."""
+        """Also of a run.json that knew of no waivers.
+
+        Raises TypeError for what is no decision, ValueError for one that contradicts itself.
+        """
+        missing, required = data.get("missing", []), data.get("required", 0)
         decision = cls(
-            tuple(data["reasons"]),
-            tuple(data.get("waived", ())),
-            tuple(Missing(**each) for each in data.get("missing", ())),
-            data.get("required", 0),
+            _sentences(data["reasons"]),
+            _sentences(data.get("waived", [])),
+            tuple(Missing(**each) for each in missing),
+            required,
         )
+        told = [text for each in decision.missing for text in (each.case, each.metric or "", each.place, each.why)]
+        _sentences([*told])
+        if type(data["releasable"]) is not bool or type(required) is not int:
+            raise TypeError("its decision is neither yes nor no")
         if decision.releasable != data["releasable"]:
             raise ValueError("its decision contradicts its reasons")
         return decision
 
     def to_dict(self) -> dict[str, Any]:
         return {"releasable": self.releasable, **asdict(self)}
+
+
+def _sentences(told: object) -> tuple[str, ...]:
+    """Raises TypeError: an empty mapping is no empty list of reasons."""
+    if not isinstance(told, list | tuple) or not all(isinstance(text, str) for text in told):
+        raise TypeError("a reason of its decision is no text")
+    return tuple(told)
 
 
 def decide(
@@ -102,12 +123,36 @@ def decide(
         *([f"deselected: {counted(len(deselected), 'test')}"] if deselected else []),
         *_outcomes(result for result in results if not _is_waived(result)),
         *_not_measured(results),
+        *_blind(results),
         *_tests(tests),
         *(waivers.objections(results) if waivers else []),
         *_not_judged(missing, unjudged),
     ]
     told = tuple(f"{result.case['id']}: {result.message}, {result.waived}" for result in waived)
     return Decision(tuple(reasons), told, (*missing, *unjudged), len(required))
+
+
+# By the words that reasons begin with.
+_REMEDIES = (
+    ("deselected", "deselected: run the whole suite, without -k, -m and --deselect"),
+    ("skipped", "skipped: give the tests what they lack; a test that did not run shows nothing"),
+    (
+        "no-baseline",
+        "no-baseline: promise it in the file that its test names, or, for this machine alone, by a run with --record",
+    ),
+    ("inconclusive", "inconclusive: measure again with more --restarts, on a machine that does nothing else"),
+    ("predicted, not measured", "predicted, not measured: run on the hardware, without --engine predicted"),
+)
+
+
+def scope(gpu: str, engine: str) -> str:
+    """What a decision is not about, empty where nothing is to be said: a CPU says nothing of what is served."""
+    if gpu != CPU:
+        return ""
+    return (
+        f"about {engine} on a CPU and nothing else: no GPU was asked, so no build is released for one; "
+        "there: pytest suites/ --gpu h200 --gate"
+    )
 
 
 _WORST_FIRST = (
@@ -141,6 +186,22 @@ def _not_measured(results: Iterable[Result]) -> list[str]:
         for source, count in judged.items()
         if source != Source.MEASURED
     ]
+
+
+def _blind(results: Iterable[Result]) -> list[str]:
+    """One reason for each cause: a driver that does not answer blinds all results by the dozen.
+
+    What was timed on a GPU and says nothing of its health was seen by nobody.
+    """
+    causes: dict[str, list[Result]] = {}
+    for result in results:
+        on_gpu = (
+            result.source == Source.MEASURED and result.case.get("hardware") != CPU and result.outcome != Outcome.ERROR
+        )
+        unseen = "it does not say how the GPUs did" if on_gpu and result.metrics and not result.health else None
+        if why := result.health.get("blind") or unseen:
+            causes.setdefault(str(why), []).append(result)
+    return [f"measured blind: {counted(len(found), 'result')}: {why}" for why, found in causes.items()]
 
 
 def _tests(tests: Sequence[TestRecord]) -> list[str]:

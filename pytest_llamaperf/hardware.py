@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pytest_llamaperf.boards import Board, board_of, cuda_version, topology
 from pytest_llamaperf.cases import CPU
 from pytest_llamaperf.catalog import gpus
+from pytest_llamaperf.fingerprints import FORMAT
+from pytest_llamaperf.system import container, kernel, processor
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,26 @@ class FoundGpu:
     product: str
     memory: int
     uuid: str
+    board: Board = field(default_factory=Board)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`problem` says why the driver could not be asked, if it could not."""
+    """`problem` says why the driver could not be asked, if it could not.
+
+    cuda      the newest CUDA that the driver runs
+    topology  between each two GPUs, by their numbers of all in the machine: see `boards.topology`
+    """
 
     gpus: tuple[FoundGpu, ...]
     driver: str | None
     processor: str
     problem: str | None = None
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    cuda: str | None = None
+    topology: Mapping[str, str] = field(default_factory=dict)
+    kernel: str = field(default_factory=kernel)
+    container: str | None = field(default_factory=container)
 
     @property
     def hardware(self) -> str:
@@ -54,8 +64,8 @@ class Machine:
         return sum(gpu.name == name for gpu in self.gpus)
 
     def to_dict(self) -> dict[str, object]:
-        """The machine's part of run.json."""
-        return asdict(self)
+        """The machine's part of run.json; what each field means for a comparison: docs/fingerprint.md."""
+        return {"format": FORMAT, **asdict(self)}
 
     def __str__(self) -> str:
         """For the sentence `found: ...`."""
@@ -71,28 +81,42 @@ def find_machine() -> Machine:
     """
     import pynvml
 
-    found, lost = [], []
+    found: dict[int, FoundGpu] = {}
+    handles: dict[int, Any] = {}
+    lost = []
     try:
         with _nvml():
-            driver = str(pynvml.nvmlSystemGetDriverVersion())
+            driver, cuda = str(pynvml.nvmlSystemGetDriverVersion()), cuda_version()
             for index in range(pynvml.nvmlDeviceGetCount()):
                 try:
-                    found.append((index, _found(index)))
+                    gpu = _found(index)
+                    if _is_visible(index, gpu):
+                        handles[index] = pynvml.nvmlDeviceGetHandleByIndex(index)
+                        found[index] = replace(gpu, board=board_of(handles[index]))
                 except pynvml.NVMLError as problem:
                     lost.append(f"GPU {index}: {problem}")
+            ways = topology({index: handles[index] for index in found})
     except pynvml.NVMLError as problem:
-        return Machine((), None, _processor(), str(problem))
-    visible = tuple(gpu for index, gpu in found if _is_visible(index, gpu))
-    return Machine(visible, driver, _processor(), "; ".join(lost) or None)
+        return Machine((), None, processor(), str(problem))
+    return Machine(tuple(found.values()), driver, processor(), "; ".join(lost) or None, cuda=cuda, topology=ways)
 
 
 @contextlib.contextmanager
 def devices(name: str) -> Iterator[dict[int, Any]]:
-    """NVML's handles by number, of GPUs of this catalog name that this process may use. Raises NVMLError."""
+    """NVML's handles by number, of GPUs of this catalog name that this process may use.
+
+    Raises NVMLError, also where one is lost that may be of them.
+    """
     import pynvml
 
     with _nvml():
-        found = [(index, _found(index)) for index in range(pynvml.nvmlDeviceGetCount())]
+        found = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            try:
+                found.append((index, _found(index)))
+            except pynvml.NVMLError:
+                if _may_be_visible(index):
+                    raise
         yield {
             index: pynvml.nvmlDeviceGetHandleByIndex(index)
             for index, gpu in found
@@ -107,6 +131,12 @@ def _is_visible(index: int, gpu: FoundGpu) -> bool:
         return True
     entries = [entry.strip() for entry in listed.split(",") if entry.strip()]
     return any(entry == str(index) or (entry.startswith("GPU-") and gpu.uuid.startswith(entry)) for entry in entries)
+
+
+def _may_be_visible(index: int) -> bool:
+    """Of a GPU that tells nothing of itself: one that is listed by its UUID is not counted, and so is missed elsewhere."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return listed is None or str(index) in [entry.strip() for entry in listed.split(",")]
 
 
 @contextlib.contextmanager
@@ -129,12 +159,3 @@ def _found(index: int) -> FoundGpu:
     return FoundGpu(
         name, product, int(pynvml.nvmlDeviceGetMemoryInfo(handle).total), str(pynvml.nvmlDeviceGetUUID(handle))
     )
-
-
-def _processor() -> str:
-    """The processor's product name where Linux tells it, else its architecture."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()

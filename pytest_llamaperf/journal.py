@@ -1,7 +1,7 @@
 """What a comparison measures, kept as it is measured: a session that was cut off goes on, and measures nothing twice.
 
-against.jsonl: a header of what is compared, then a line for each thing that was measured whole. Order does not matter:
-whoever asks the same again is given what was answered before, each answer once.
+against.jsonl: a header of what is compared, then a line for each thing that was measured whole, each with a checksum. Order
+does not matter: whoever asks the same again is given what was answered before, each answer once.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.errors import LlamaperfError, UsageError
-from pytest_llamaperf.files import write_atomically
+from pytest_llamaperf.files import checksum, is_absent, write_atomically
+from pytest_llamaperf.gpu_health import Health
 from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
 from pytest_llamaperf.metrics import metric_named
 from pytest_llamaperf.wording import counted, shown_path
 
-SCHEMA = 1
+# 1: a header, and steps. 2: each line has a checksum.
+SCHEMA = 2
 
 Measured = Mapping[Case, Measurement | LlamaperfError]
 # Measures cases in so many fresh restarts of their engines.
@@ -37,8 +39,8 @@ class Journal:
     def __init__(self, path: Path, about: Mapping[str, object], *, resume: bool) -> None:
         """Goes on with the file that is there, or begins one.
 
-        Raises UsageError for a file of another comparison, for one that cannot be read, and for an unfinished one that
-        would be lost.
+        Raises UsageError for a file of another comparison, for one that is damaged or cannot be read or written, and for an
+        unfinished one that would be lost.
         """
         self.answered = 0
         self.problem: str | None = None
@@ -57,7 +59,10 @@ class Journal:
         self._path = path
         # Also without what was cut off in the middle of a line.
         kept = (header, *lines[1:]) if resume else (header,)
-        write_atomically(path, "".join(map(_line, kept)))
+        try:
+            write_atomically(path, "".join(map(_line, kept)))
+        except OSError as problem:
+            raise UsageError(f"{shown_path(path)}: cannot be written: {problem.strerror}") from None
 
     def through(self, measure: Measure) -> Measure:
         """The same, but asked only for what is not kept. What failed is not kept, and so is tried again."""
@@ -86,10 +91,11 @@ class Journal:
 
     def _take(self, path: Path, lines: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> None:
         where = shown_path(path)
-        schema = lines[0].get("schema")
+        schema, before, now = lines[0].get("schema"), lines[0].get("about"), header["about"]
         if schema != SCHEMA:
             raise UsageError(f"{where}: is of schema {schema!r}, this version goes on with {SCHEMA}")
-        before, now = lines[0]["about"], header["about"]
+        if not isinstance(before, dict):
+            raise UsageError(_damaged(path, 1))
         different = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
         if different:
             told = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in different)
@@ -100,11 +106,13 @@ class Journal:
             if "finished" in line or "ended" in line:
                 continue
             try:
-                self._kept[line["asked"]].append([_read(made) for made in line["found"]])
-            except (KeyError, TypeError, ValueError, AttributeError, UsageError):
-                raise UsageError(
-                    f"{where}:{number}: is no step of a comparison; begin anew in another --results folder"
-                ) from None
+                asked, found = line["asked"], [_read(made) for made in line["found"]]
+                cases, _ = json.loads(asked)
+                if len(found) != len(cases):
+                    raise ValueError("an answer to something else")
+            except (KeyError, TypeError, ValueError, AttributeError, UsageError, RecursionError):
+                raise UsageError(_damaged(path, number)) from None
+            self._kept[asked].append(found)
 
     def _write(self, step: Mapping[str, object]) -> None:
         if self.problem:
@@ -119,26 +127,41 @@ class Journal:
 
 
 def _line(step: Mapping[str, object]) -> str:
-    return json.dumps(step, allow_nan=False) + "\n"
+    return json.dumps({**step, "checksum": checksum(step)}, allow_nan=False) + "\n"
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """What was written whole: the last line may have been cut off."""
-    if not path.exists():
+    """What was written whole: the last line may have been cut off. Raises UsageError for a line that is not as it was."""
+    if is_absent(path):
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    found: list[Any] = []
-    for number, line in enumerate(whole, 1):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            found.append(None)
-        if not isinstance(found[-1], dict):
-            raise UsageError(
-                f"{shown_path(path)}:{number}: is no step of a comparison; begin anew in another --results folder"
-            )
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as problem:
+        raise UsageError(f"{shown_path(path)}: cannot be read: {problem.strerror}") from None
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], 1):
+        step = _step(line)
+        of_today = (found or [step or {}])[0].get("schema") == SCHEMA
+        if step is None or (of_today and step.pop("checksum", None) != checksum(step)):
+            raise UsageError(_damaged(path, number))
+        found.append(step)
     return found
+
+
+def _step(line: str) -> dict[str, Any] | None:
+    try:
+        step = json.loads(line, parse_constant=_refused)
+    except (ValueError, RecursionError):
+        return None
+    return step if isinstance(step, dict) else None
+
+
+def _refused(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _damaged(path: Path, number: int) -> str:
+    return f"{shown_path(path)}:{number}: is no step of a comparison; begin anew in another --results folder"
 
 
 def _plain(measurement: Measurement) -> dict[str, Any]:
@@ -149,6 +172,7 @@ def _plain(measurement: Measurement) -> dict[str, Any]:
         "notes": list(measurement.notes),
         "elapsed": list(measurement.elapsed),
         "reproduce": measurement.reproduce,
+        "health": measurement.health.to_dict() if measurement.health else None,
     }
 
 
@@ -161,4 +185,5 @@ def _read(made: Mapping[str, Any]) -> dict[str, Any]:
         "notes": tuple(made["notes"]),
         "elapsed": tuple(made["elapsed"]),
         "reproduce": made["reproduce"],
+        "health": Health.from_dict(made["health"]) if made["health"] else None,
     }

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.gpu_health import Health
 from pytest_llamaperf.metrics import Better, Metric
 
 
@@ -58,6 +59,7 @@ class Measurement:
     elapsed    seconds of every round
     reproduce  the command that repeats it by hand, where there is one
     operators  of a prediction: seconds by kind of operator in a typical iteration, as in Result
+    health     how its GPUs did; None on a CPU, and of a prediction
     """
 
     case: Case
@@ -68,6 +70,7 @@ class Measurement:
     elapsed: tuple[float, ...] = ()
     reproduce: str | None = None
     operators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    health: Health | None = None
 
     @property
     def values(self) -> Mapping[str, float]:
@@ -84,13 +87,15 @@ class Measurement:
     def versus(self, other: Measurement, metric: Metric) -> Measurement:
         """How many times better than `other` this is, as a measurement of this case with one metric.
 
-        Restarts are paired in order. Raises UsageError unless both have the same source, versions and number of
-        restarts, and exactly one difference in the case.
+        Restarts are paired in order. Raises UsageError unless both have the same source, the same version of whatever both
+        tell one of, the same number of restarts, and exactly one difference in the case.
         """
         if self.source is not other.source:
             raise UsageError(f"{self.case} is {self.source}, {other.case} is {other.source}: these never mix")
-        if self.fingerprint.versions != other.fingerprint.versions:
-            raise UsageError(f"{self.case} and {other.case} were run with different versions: nothing to compare")
+        if different := _different_versions(self.fingerprint, other.fingerprint):
+            raise UsageError(
+                f"{self.case} and {other.case} were run with different versions ({different}): nothing to compare"
+            )
         ours, theirs = self.of(metric).values, other.of(metric).values
         if len(ours) != len(theirs):
             raise UsageError(f"{self.case} has {len(ours)} restarts, {other.case} has {len(theirs)}: nothing to pair")
@@ -102,6 +107,7 @@ class Measurement:
             self.fingerprint,
             tuple(dict.fromkeys((*self.notes, *other.notes))),
             reproduce="\n".join(line for line in (self.reproduce, other.reproduce) if line) or None,
+            health=self.health.beside(other.health) if self.health else None,
         )
 
 
@@ -118,6 +124,13 @@ def summarize_values(metric: Metric, source: Source, values: tuple[float, ...]) 
 
     reach = float(stdtrit(len(values) - 1, 0.95)) * statistics.stdev(values) / len(values) ** 0.5
     return Summary(metric, source, values, value, value - reach, value + reach)
+
+
+def _different_versions(ours: Fingerprint, theirs: Fingerprint) -> str:
+    """Of packages that both tell: engines of two kinds do not know the same of what they load."""
+    both = sorted(ours.versions.keys() & theirs.versions.keys())
+    pairs = ((name, ours.versions[name], theirs.versions[name]) for name in both)
+    return ", ".join(f"{name} {mine} and {other}" for name, mine, other in pairs if mine != other)
 
 
 def _difference(ours: Case, theirs: Case) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import statistics
 from collections import Counter
@@ -11,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_llamaperf.cases import Case, Task, Workload
-from pytest_llamaperf.engines import Engine, Run
+from pytest_llamaperf.engines import Engine, FreshEngine, Run
 from pytest_llamaperf.errors import EngineError, LlamaperfError, UsageError
-from pytest_llamaperf.gpu_watch import GpuWatch
-from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
-from pytest_llamaperf.hosting.phases import Phase
+from pytest_llamaperf.gpu_health import Health
+from pytest_llamaperf.gpu_watch.gpus import WatchedGpus
+from pytest_llamaperf.gpu_watch.watching import Watched
 from pytest_llamaperf.lengths import request_lengths
 from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
 from pytest_llamaperf.metrics import Metric
@@ -32,21 +31,22 @@ class Sampling:
     """How much evidence: engine restarts, and rounds of each workload within one.
 
     Rounds that are not kept, for warming up and for what others did on the machine, are at most `rounds` more.
-    Watched are what others do on the CPU, or the GPUs of a catalog name.
+    Watched are what others do on the CPU, or the GPUs.
     """
 
     restarts: int
     rounds: int
     watch_cpu: bool = False
-    watch_gpus: str | None = None
+    gpus: WatchedGpus | None = None
 
 
 @dataclass(frozen=True)
 class Round:
-    """A run, with the cores that others used meanwhile (0 where nobody looks)."""
+    """A run, with the cores that others used meanwhile (0 where nobody looks), and what was seen of its GPUs."""
 
     run: Run
     other_cores: float
+    watched: Watched | None = None
 
     @property
     def elapsed(self) -> float:
@@ -103,21 +103,26 @@ class Rounds:
         """Raises EngineError for a run that failed, was not the one asked for, or was made on GPUs that were not fit."""
         before = CpuReading.now() if self._sampling.watch_cpu else None
         with errors_named(self.case):
-            run = self._watched(engine)
+            run, watched = self._watched(engine)
         _check_complete(self.case, self._workload, run)
-        return Round(run, CpuReading.now().other_cores(before) if before else 0.0)
+        return Round(run, CpuReading.now().other_cores(before) if before else 0.0, watched)
 
-    def _watched(self, engine: Engine) -> Run:
+    def _watched(self, engine: Engine) -> tuple[Run, Watched | None]:
         """A run of the engine, on GPUs that were looked at meanwhile where there are any."""
-        if self._sampling.watch_gpus is None:
-            return engine.run(self._workload)
-        with GpuWatch(self._sampling.watch_gpus) as watch:
+        if self._sampling.gpus is None:
+            return engine.run(self._workload), None
+        with self._sampling.gpus.watch(self.case, loaded=not isinstance(engine, FreshEngine)) as watch:
             run = engine.run(self._workload)
-        if watch.problems:
-            raise EngineFailure(FailureKind.UNSTABLE, Phase.RUN, "; ".join(watch.problems))
-        if watch.blind:
-            return dataclasses.replace(run, notes=(*run.notes, f"the GPUs were not watched: {watch.blind}"))
-        return run
+        if failure := watch.failure():
+            raise failure
+        return run, watch.watched
+
+    def health(self, others: Sequence[Rounds], unseen: Sequence[str]) -> Health | None:
+        """Of the GPUs in these rounds and in those of other restarts; `unseen` is what nobody saw between them."""
+        if self._sampling.gpus is None:
+            return None
+        runs = [found.watched for rounds in (self, *others) for found in rounds.kept() if found.watched]
+        return self._sampling.gpus.health(self.case, runs, unseen)
 
 
 def workload_of(case: Case) -> Workload:
@@ -138,11 +143,15 @@ def errors_named(about: object) -> Iterator[None]:
         raise EngineError(f"{about}: the engine failed: {type(problem).__name__}: {problem}") from problem
 
 
-def measurement(case: Case, source: Source, restarts: Sequence[Rounds], notes: Sequence[str] = ()) -> Measurement:
+def measurement(
+    case: Case, source: Source, restarts: Sequence[Rounds], notes: Sequence[str] = (), unseen: Sequence[str] = ()
+) -> Measurement:
     """One value a restart for each metric: the median of its rounds, which a single slow round does not move.
 
-    `notes` are added to those of the runs. Raises EngineError where restarts were not alike.
+    `notes` are added to those of the runs, `unseen` makes it blind. Raises EngineError where restarts were not alike.
     """
+    first, *others = restarts
+    health = first.health(others, unseen)
     rounds = [found.kept() for found in restarts]
     runs = [found.run for kept in rounds for found in kept]
     values = [[_values(found.run, case.layout.gpus) for found in kept] for kept in rounds]
@@ -154,11 +163,16 @@ def measurement(case: Case, source: Source, restarts: Sequence[Rounds], notes: S
         case,
         source,
         samples,
-        _fingerprint(case, runs),
-        tuple(dict.fromkeys([*(note for run in runs for note in run.notes), *_disturbances(restarts), *notes])),
+        _fingerprint(case, runs, health),
+        tuple(
+            dict.fromkeys(
+                [*(note for run in runs for note in run.notes), *_disturbances(restarts), *_told(health), *notes]
+            )
+        ),
         elapsed=tuple(found.elapsed for kept in rounds for found in kept),
         reproduce=runs[0].reproduce,
         operators=runs[0].operators,
+        health=health,
     )
 
 
@@ -180,6 +194,17 @@ def _disturbances(restarts: Sequence[Rounds]) -> list[str]:
             f"(up to {max(disturbed):.1f} cores)"
         )
     return notes
+
+
+def _told(health: Health | None) -> list[str]:
+    """What people should know of it who do not look for it."""
+    if health is None:
+        return []
+    return [
+        *([f"the GPUs were not watched: {health.blind}"] if health.blind else []),
+        *([f"SM clocks were locked at {health.lock_clocks:,} MHz"] if health.lock_clocks else []),
+        *([health.trace_problem] if health.trace_problem else []),
+    ]
 
 
 def _check_complete(case: Case, workload: Workload, run: Run) -> None:
@@ -205,8 +230,8 @@ def _refuse_uneven(case: Case, values: Sequence[dict[Metric, float]]) -> None:
             raise EngineError(f"{case}: run {number + 1} and run 1 do not both give {', '.join(uneven)}")
 
 
-def _fingerprint(case: Case, runs: Sequence[Run]) -> Fingerprint:
-    """Of all runs: restarts of one case must have been alike."""
+def _fingerprint(case: Case, runs: Sequence[Run], health: Health | None) -> Fingerprint:
+    """Of all runs: restarts of one case must have been alike. With locked clocks it is another thing that is measured."""
     first = runs[0].fingerprint
     for number, run in enumerate(runs):
         if run.fingerprint != first:
@@ -214,4 +239,6 @@ def _fingerprint(case: Case, runs: Sequence[Run]) -> Fingerprint:
                 f"{case}: run {number + 1} was made with other versions or settings than run 1: "
                 f"{run.fingerprint.to_dict()} instead of {first.to_dict()}"
             )
-    return first
+    if health is None or health.lock_clocks is None:
+        return first
+    return Fingerprint(first.versions, {**first.settings, "SM clocks locked at": health.lock_clocks})

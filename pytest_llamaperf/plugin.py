@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,12 +37,14 @@ from pytest_llamaperf.collecting import (
     parametrize_cases,
     plan_of,
     refuse_distributed_plan,
+    refuse_other_tests,
     refuse_to_look_and_decide,
     refuse_unusable_distribution,
     told_after_collection,
 )
 from pytest_llamaperf.engines import Engine, Opener, Surroundings, built_in_openers, opened_by
 from pytest_llamaperf.errors import LlamaperfError, UsageError
+from pytest_llamaperf.resuming import RESUMED, RESUMPTION, Resumption, is_kept, kept_from, tell_again
 from pytest_llamaperf.selection import MARKERS
 from pytest_llamaperf.settings import Settings, add_options
 from pytest_llamaperf.sharding import check_inventory, narrow_to_shard, write_inventory
@@ -50,6 +52,9 @@ from pytest_llamaperf.surroundings import surroundings_of
 
 if TYPE_CHECKING:
     from pytest_llamaperf.checkpoints import Checkpoint
+
+# What pytest makes of a report: category, letter and word, which may have a colour.
+TestStatus = tuple[str, str, str | tuple[str, Mapping[str, bool]]]
 
 ACCEPTANCE = pytest.StashKey[Acceptance]()
 SURROUNDINGS = pytest.StashKey[Surroundings]()
@@ -80,6 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[ACCEPTANCE] = acceptance
         config.add_cleanup(acceptance.close)
         if hasattr(config, "workerinput"):
+            config.stash[RESUMPTION] = Resumption.from_json(config.workerinput.get(RESUMED, Resumption().to_json()))
             return
         if settings.plan:
             acceptance.check_plan()
@@ -110,6 +116,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     with seen_as_benchmarks(items):
         yield
     narrow_to_shard(config, items, acceptance)
+    refuse_other_tests(config, items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """A test that an earlier session of the run has settled is told again."""
+    if not is_kept(item, item.config.stash[ACCEPTANCE]):
+        return None
+    tell_again(item, nextitem)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_teststatus(
+    report: pytest.TestReport | pytest.CollectReport,
+) -> Generator[None, TestStatus, TestStatus]:
+    category, letter, word = yield
+    if word and kept_from(report):
+        word = f"{word} (kept)" if isinstance(word, str) else (f"{word[0]} (kept)", word[1])
+    return category, letter, word
 
 
 @pytest.hookimpl(wrapper=True)

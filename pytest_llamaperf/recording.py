@@ -138,7 +138,8 @@ def commit_of(folder: Path) -> str:
         asked = subprocess.run(
             ["git", "-C", str(where), "rev-parse", "--short=10", "HEAD"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=10,
             check=False,
         )

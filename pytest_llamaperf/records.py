@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from pytest_llamaperf.verdicts import Outcome, Verdict
 
 # What a waiver says at least.
 _WAIVER = frozenset({"reason", "owner", "expires", "file", "line"})
+_LARGEST = 1e300  # of any quantity
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Result:
     is of a prediction: seconds by kind of operator in a typical iteration (`decode`, `prompt`, and each `at best`).
     `metrics` are the values of every metric of the same measurement, judged or not. `paired` is of an accuracy that was
     compared document by document: see `Comparison.counts`.
-    `waiver` says who answers for a regression, why and until when; the outcome stays what it is.
+    `waiver` says who answers for a regression, why and until when; the outcome stays what it is. `health` tells how GPUs did
+    during a measurement (`gpu_health.Health`), and why nobody can tell; empty on a CPU. It says nothing about what was measured.
     """
 
     nodeid: str
@@ -45,6 +46,7 @@ class Result:
     metrics: Mapping[str, float] = field(default_factory=dict)
     paired: Mapping[str, float] = field(default_factory=dict)
     waiver: Mapping[str, Any] | None = None
+    health: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Case and metric; of an error there is no metric."""
@@ -98,11 +100,12 @@ class Result:
 
     def _check(self) -> None:
         """Raises TypeError or ValueError: a run may have been edited, and what reads it relies on these."""
-        for name in ("case", "fingerprint", *(("baseline",) if self.baseline is not None else ())):
+        for name in ("case", "fingerprint", "health", *(("baseline",) if self.baseline is not None else ())):
             if not isinstance(getattr(self, name), Mapping):
                 raise TypeError(f"{name} of {self.nodeid} is no object")
-        if not isinstance(self.fingerprint.get("versions", {}), Mapping):
-            raise TypeError(f"the versions of {self.nodeid} are no object")
+        for name in ("versions", "settings"):
+            if not isinstance(self.fingerprint.get(name, {}), Mapping):
+                raise TypeError(f"the {name} of {self.nodeid} are no object")
         if not isinstance(self.case.get("id"), str):
             raise TypeError(f"the case of {self.nodeid} has no id")
         for name in ("nodeid", "metric", "unit", "source", "outcome", "message", "reproduce"):
@@ -111,10 +114,19 @@ class Result:
                 raise TypeError(f"{name} of {self.nodeid} is no text: {text!r}")
         promised = self.baseline["value"] if self.baseline is not None else None
         numbers = (*self.values, *(n for n in (self.value, self.low, self.high, promised) if n is not None))
-        if not all(isinstance(n, float | int) and math.isfinite(n) for n in numbers):
+        kinds = self.operators.values()
+        numbers += tuple(n for told in (self.metrics, self.paired, *kinds) for n in told.values())
+        if not all(map(_is_number, numbers)):
             raise ValueError(f"a value of {self.nodeid} is no number")
+        if not all(isinstance(text, str) for text in (*self.notes, *self.fingerprint.get("versions", {}).values())):
+            raise TypeError(f"a note or a version of {self.nodeid} is no text")
         if self.waiver is not None and not _WAIVER.issubset(self.waiver):
             raise ValueError(f"a waiver without {', '.join(sorted(_WAIVER - set(self.waiver)))}")
+
+
+def _is_number(value: object) -> bool:
+    """That is finite, and no int of JSON that is too large for a float."""
+    return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 # The outcome of a test that was started and never ended.
@@ -129,7 +141,7 @@ class TestRecord:
 
     `case` is the id of the case it is about, None for a test about none; `attempts` counts how often it was tried;
     `measures` tells whether it asked for measurements, which it then has to judge. `evidence` is the folder with what was kept
-    of its failure, from that of the results.
+    of its failure, from that of the results. `session` is the one of the run's sessions that ran it, counted from 1.
     """
 
     nodeid: str
@@ -141,6 +153,18 @@ class TestRecord:
     attempts: int = 0
     measures: bool = False
     evidence: str | None = None
+    session: int = 1
+
+    @property
+    def settled(self) -> bool:
+        """Whether a run that goes on has nothing to gain from it: it passed, or something was measured that is not good.
+
+        What was measured once counts, an interval across its limit too: whoever may ask until the answer is pleasant
+        has no evidence.
+        """
+        return self.outcome in ("passed", WAIVED) or bool(
+            {result.outcome for result in self.results} - {Outcome.PASS.value, Outcome.ERROR.value}
+        )
 
     @property
     def broke(self) -> bool:
@@ -151,6 +175,17 @@ class TestRecord:
         return Outcome.ERROR not in told if self.outcome == "error" else not told
 
     __test__ = False  # not a test class, whatever pytest reads into its name
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], results: Iterable[Result]) -> TestRecord:
+        """Raises TypeError or ValueError for what is no test."""
+        test = cls(**{**data, "results": tuple(results)})
+        texts = (test.nodeid, test.outcome, test.reason, "" if test.case is None else test.case)
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"nodeid, outcome, reason or case of {test.nodeid} is no text")
+        if not _is_number(test.duration) or type(test.attempts) is not int or type(test.measures) is not bool:
+            raise TypeError(f"duration, attempts or measures of {test.nodeid} is of another kind")
+        return test
 
     def to_dict(self, *, with_results: bool = True) -> dict[str, Any]:
         fields = asdict(self)

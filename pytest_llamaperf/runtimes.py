@@ -10,9 +10,10 @@ from pathlib import Path
 from pytest_llamaperf.cases import Runtime
 from pytest_llamaperf.documents import Section, read_document
 from pytest_llamaperf.errors import UsageError
-from pytest_llamaperf.wording import shown_path
+from pytest_llamaperf.wording import printable, shown_path
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LONGEST = 200  # characters of a name that a message shows
 
 
 def runtime_named(text: str, folder: Path) -> Runtime:
@@ -20,7 +21,7 @@ def runtime_named(text: str, folder: Path) -> Runtime:
 
     Paths are relative to `folder`, those in a file to the file. Raises UsageError, DocumentError for a file that is wrong.
     """
-    path = folder / Path(text).expanduser()
+    path = _within(folder, text)
     if path.suffix in (".yaml", ".yml"):
         return _read(path)
     return Runtime(text, _interpreter(path, text))
@@ -29,12 +30,14 @@ def runtime_named(text: str, folder: Path) -> Runtime:
 def _read(path: Path) -> Runtime:
     document = read_document(path)
     document.only("name", "python", "environment")
-    named = document.text("python")
+    named, name = document.text("python"), document.text("name", path.stem)
+    if not name.isprintable():
+        raise document.error("'name' must be one line of printable text", key="name")
     section = document.section("environment") if "environment" in document else None
     variables = list(_variables(section)) if section is not None else []
     return Runtime(
-        document.text("name", path.stem),
-        _interpreter(path.parent / Path(named).expanduser(), named),
+        name,
+        _interpreter(_within(path.parent, named), named),
         tuple(variables),
     )
 
@@ -43,19 +46,32 @@ def _variables(section: Section) -> Iterator[tuple[str, str]]:
     for name in section:
         if not _NAME.fullmatch(name):
             raise section.error(f"{name!r} is no name of a variable", key=name)
-        yield name, section.text(name)
+        value = section.text(name)
+        if "\0" in value:  # which ends a variable, for the operating system
+            raise section.error(f"the value of {name} has a NUL in it", key=name)
+        yield name, value
+
+
+def _within(folder: Path, text: str) -> Path:
+    """Raises UsageError for the home of somebody who has none."""
+    try:
+        return folder / Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{text}: there is no such home folder") from None
 
 
 def _interpreter(path: Path, named: str) -> Path:
     """Not resolved: a link in an environment is what makes it one."""
-    candidates = [path / "bin" / "python"] if path.is_dir() else [path]
-    for candidate in candidates:
+    try:
+        candidate = path / "bin" / "python" if path.is_dir() else path
         if candidate.is_file() and os.access(candidate, os.X_OK):
             return candidate.absolute()
-    looked = shown_path(candidates[0])
+        problem = f"{shown_path(candidate)} is not there, or cannot be run"
+    except OSError as unreadable:  # a name that is too long, a link in a circle
+        problem = str(unreadable.strerror)
     raise UsageError(
-        f"{named}: is no environment and no interpreter: {looked} is not there, or cannot be run; name the folder of a "
-        "virtual environment, a python in one, or a YAML file that names it"
+        f"{printable(named[:_LONGEST])}: is no environment and no interpreter: {problem}; name the folder of a virtual "
+        "environment, a python in one, or a YAML file that names it"
     )
 
 

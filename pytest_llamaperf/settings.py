@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from pytest_llamaperf.cases import Runtime
-from pytest_llamaperf.errors import nearest
+from pytest_llamaperf.errors import UsageError, nearest
 from pytest_llamaperf.hosting.phases import SETTING, Deadlines
 from pytest_llamaperf.operator_tables import INSTALLED, Tables, tables_named
 from pytest_llamaperf.runtimes import runtime_named
 
 AUTO = "auto"
+WAIT = "llamaperf_wait"
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class Settings:
 
     `restarts` and `rounds` are None where the hardware decides; `deadlines` come from the ini file, for they belong to a project.
     Predictions are made of `tables`.
-    `against` is the build to compare with, and `allowed` are settings in which it may differ; with `resume` a comparison that
-    was cut off goes on.
+    `against` is the build to compare with, and `allowed` are settings in which it may differ; with `resume` a run that was cut off goes
+    on.
+    `lock_clocks` are MHz, or None to leave clocks alone; `wait` are seconds for another session that measures here.
     `baselines_named` tells a folder somebody asked for from the default, which need not exist yet; `waivers` and `gate_file` are
     None where nobody named one. `shard` is an engine key, of whose shard alone the tests are; with `inventory` what was
     collected is written there.
@@ -52,6 +55,8 @@ class Settings:
     shard: str | None
     inventory: Path | None
     deadlines: Deadlines
+    lock_clocks: int | None
+    wait: float
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Settings:
@@ -79,6 +84,8 @@ class Settings:
             shard=config.getoption("llamaperf_shard"),
             inventory=_path(config, config.getoption("llamaperf_inventory")),
             deadlines=Deadlines.parse(config.getini(SETTING)),
+            lock_clocks=config.getoption("lock_clocks"),
+            wait=_seconds(config.getini(WAIT)),
         )
 
 
@@ -175,8 +182,21 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--resume",
         action="store_true",
-        help="with --against and --results: go on with a comparison that was cut off; what was measured then, kept in "
-        "DIR/against.jsonl, is not measured again",
+        help="with --results: go on with a run that was cut off; what DIR/run.jsonl holds as settled, measured by the same "
+        "versions with the same options, is not measured again (after a whole run: everything is)",
+    )
+    group.addoption(
+        "--lock-clocks",
+        default=None,
+        type=_at_least_one,
+        metavar="MHZ",
+        help="lock the SM clocks of the GPUs at MHZ while this session measures, and unlock them at its end; needs root "
+        "(default: leave them alone, and see what they are)",
+    )
+    parser.addini(
+        WAIT,
+        help="seconds to wait for another session that measures on this machine, before this one is refused (default: 0)",
+        default="",
     )
     group.addoption(
         "--llamaperf-shard",
@@ -204,6 +224,17 @@ def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 up, not {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    """Raises UsageError."""
+    try:
+        seconds = float(text or 0)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise UsageError(f"{WAIT}: {text!r} is no number of seconds; write for example {WAIT} = 600")
+    return seconds
 
 
 def _gpu_names() -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import tempfile
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llamaperf.engines import Surroundings
+from pytest_llamaperf.engines import TEMPORARY, Surroundings
+from pytest_llamaperf.leftovers import OwnedFolder
 from pytest_llamaperf.reporting.progress import ProgressBar
 from pytest_llamaperf.settings import Settings
 
@@ -21,8 +23,8 @@ def surroundings_of(config: pytest.Config, settings: Settings) -> Surroundings:
     if settings.results is not None:
         logs = settings.results / "engines"
     else:
-        # Made when an engine starts. Nobody else can have made it before, for nobody can guess its name.
-        logs = Path(tempfile.gettempdir()) / f"llamaperf-engines-{secrets.token_hex(8)}"
+        # Made when tests start. Nobody else can have made it before, for nobody can guess its name.
+        logs = Path(tempfile.gettempdir()) / f"{TEMPORARY}s-{secrets.token_hex(8)}"
         temporary = _TemporaryLogs(logs)
         config.pluginmanager.register(temporary, "llamaperf-logs")
         config.add_cleanup(temporary.remove)
@@ -35,10 +37,20 @@ class _TemporaryLogs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._mentioned = False
+        self._owned: OwnedFolder | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self) -> None:
+        """Owned before anything is in it. Where that cannot be, the first engine says what is wrong with the place."""
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(mode=0o700)
+            self._owned = OwnedFolder(self._folder)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._mentioned = self._mentioned or (report.failed and self._folder.name in report.longreprtext)
 
     def remove(self) -> None:
-        if not self._mentioned:
+        if self._owned is not None:
+            (self._owned.keep if self._mentioned else self._owned.remove)()
+        elif not self._mentioned:
             shutil.rmtree(self._folder, ignore_errors=True)

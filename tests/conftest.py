@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 
 import pytest
 from hypothesis import settings
@@ -12,7 +13,10 @@ settings.load_profile("llamaperf")
 
 
 @pytest.fixture(autouse=True)
-def _sessions_within_tests_are_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What pytester runs inside a worker of pytest-xdist must not take itself for one."""
+def _sessions_within_tests_are_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """What pytester runs inside a worker of pytest-xdist must not take itself for one, nor wait for those of other tests."""
+    monkeypatch.setenv("LLAMAPERF_LOCKS", str(tmp_path_factory.getbasetemp() / "locks" / uuid.uuid4().hex))
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
         monkeypatch.delenv(name, raising=False)

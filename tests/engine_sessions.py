@@ -141,7 +141,7 @@ def tiny_checkpoint(base: pytest.TempPathFactory) -> Path:
 
 
 class Folder:
-    """A project to run pytest in. TMPDIR and the cache of checkpoints are its own.
+    """A project to run pytest in. TMPDIR, the cache of checkpoints and what sessions reserve are its own.
 
     Of plugins only this one is loaded: most of the time of a short session goes into loading others.
     """
@@ -163,7 +163,7 @@ class Folder:
     def start(self, *options: str, **popen: Any) -> subprocess.Popen[str]:
         taken_away = ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "CUDA_VISIBLE_DEVICES", "COLUMNS")
         environment = {name: value for name, value in os.environ.items() if name not in taken_away} | {
-            "TMPDIR": str(self.path / "tmp"), "LLAMAPERF_CACHE": str(self.path / "cache"), "HF_HUB_OFFLINE": "1",
+            "TMPDIR": str(self.path / "tmp"), "LLAMAPERF_CACHE": str(self.path / "cache"), "LLAMAPERF_LOCKS": str(self.path / "locks"), "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1", OURS: str(self.path),
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         }  # fmt: skip
@@ -206,6 +206,7 @@ class Folder:
         return {
             "processes": [" ".join(_command(process)) for process in self.processes()],
             "files": sorted(path.name for path in (self.path / "tmp").iterdir()),
+            "reservations": sorted(path.name for path in self.path.glob("locks/*")),
             "shared memory": [name for name in sorted(_shared_memory() - self._shared_memory) if not _is_mapped(name)],
         }
 

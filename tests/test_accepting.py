@@ -255,6 +255,7 @@ def test_of_times_more_is_worse(place: Place) -> None:
     ("change", "why"),
     [
         ({"source": "predicted"}, "predicted, not measured"),
+        ({"health": {"blind": "GPU is lost"}}, "measured on GPUs that nobody watched"),
         ({"source": "published"}, "published, not measured"),
         ({"source": None}, "of unknown source, not measured"),
         ({"outcome": "inconclusive"}, "inconclusive: measure it again"),

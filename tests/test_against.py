@@ -6,18 +6,24 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import case
 from engine_sessions import Folder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llamaperf import OUTPUT_THROUGHPUT
-from pytest_llamaperf.against import _without_what_is_shared
+from pytest_llamaperf.against import Against, Rivalry, _difference, _meant, _without_what_is_shared
+from pytest_llamaperf.cases import Case, Runtime
 from pytest_llamaperf.detection.readings import Cell
+from pytest_llamaperf.fingerprints import matching
+from pytest_llamaperf.gpu_health import Health
+from pytest_llamaperf.hardware import find_machine
+from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
 
 SUITE = """
 import pytest
@@ -74,6 +80,44 @@ def pytest_llamaperf_engines():
 """
 
 Session = Callable[..., pytest.RunResult]
+
+
+@pytest.mark.parametrize(("blind", "outcome"), [(None, "regression"), ("GPU is lost", "inconclusive")])
+def test_restarts_that_nobody_watched_settle_nothing(blind: str | None, outcome: str) -> None:
+    tested = case("tensorrt-llm/llama-3.1-8b/modelopt-fp8/tp1/max-throughput-128-128")
+    first, number = True, 0
+
+    def measure(cases: Sequence[Case], restarts: int) -> dict[Case, Measurement]:
+        nonlocal first, number
+        found = {}
+        for each in cases:
+            number += 1
+            values = [(100 if each.runtime else 70) * (1 + 0.001 * ((number + n) % 5)) for n in range(restarts)]
+            health = Health(None if first else blind)
+            found[each] = Measurement(each, Source.MEASURED, {OUTPUT_THROUGHPUT: tuple(values)}, health=health)
+        first = False
+        return found
+
+    against = Against(Runtime("old", Path(sys.executable)), measure, restarts=3, side_by_side=False)
+    against.expect([tested])
+
+    verdict = against.verdict(tested, OUTPUT_THROUGHPUT)
+
+    assert (verdict.outcome, verdict.blind) == (outcome, None)
+
+
+def test_of_two_builds_either_may_have_been_measured_blind() -> None:
+    tested = case("tensorrt-llm/llama-3.1-8b/modelopt-fp8/tp1/max-throughput-128-128")
+    seen, unseen = (
+        Measurement(tested, Source.MEASURED, {OUTPUT_THROUGHPUT: (1.0,)}, health=Health(why))
+        for why in (None, "no driver")
+    )
+
+    for ours, theirs in ((seen, unseen), (unseen, seen)):
+        assert Rivalry(None, ours, theirs, OUTPUT_THROUGHPUT).blind == "no driver"  # type: ignore[arg-type]
+        assert ours.health is not None
+        assert ours.health.beside(theirs.health).blind == "no driver"
+    assert Rivalry(None, seen, seen, OUTPUT_THROUGHPUT).blind is None  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -299,3 +343,48 @@ def test_what_restarts_share_is_taken_out_and_the_rest_keeps_its_variance(
     ratios = [math.log(ratio) for _, ratio, _ in made]
     spread = sum(statistics.variance(map(math.log, side[cell])) for side in (before, after))
     assert spread == pytest.approx(statistics.variance(ratios), abs=1e-12)
+
+
+# --- the environment of the other build --------------------------------------------------------------------------
+
+
+def test_what_a_comparison_keeps_tells_no_secret_of_the_other_build(session: Session, folder: Folder) -> None:
+    old = folder.path / "old.yaml"
+    old.write_text(old.read_text() + "environment:\n  HF_TOKEN: planted-one\n  NCCL_ALGO: Tree\n")
+
+    result = session("-rA", "--tb=long", "--showlocals")
+
+    result.assert_outcomes(passed=4)
+    old.unlink()
+    kept = {path.name: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    assert [name for name, content in kept.items() if b"planted-one" in content] == []
+    assert "planted-one" not in result.stdout.str()
+    about = json.loads(kept["against.jsonl"].splitlines()[0])["about"]
+    assert about["environment"]["NCCL_ALGO"] == "Tree"
+    assert about["environment"]["HF_TOKEN"].startswith("digest ")
+
+
+def test_a_journal_says_on_which_machine_it_was_measured(session: Session, folder: Folder) -> None:
+    session().assert_outcomes(passed=4)
+
+    header = json.loads((folder.path / "out" / "against.jsonl").read_text().splitlines()[0])
+    told = {name: header["about"].get(name) for name in matching(find_machine().to_dict())}
+    assert told == matching(find_machine().to_dict())
+
+
+def measured(**settings: str) -> Measurement:
+    return Measurement(case(), Source.MEASURED, {OUTPUT_THROUGHPUT: (1.0,)}, Fingerprint({"runtime": "1.2"}, settings))
+
+
+def test_variables_that_the_other_build_is_given_by_name_are_meant_to_differ() -> None:
+    runtime = Runtime("old", Path("python"), (("NCCL_ALGO", "Tree"), ("HF_TOKEN", "planted-one")))
+    ours = measured(**{"env NCCL_ALGO": "Ring", "env CUDA_VISIBLE_DEVICES": "0"})
+
+    assert _difference(case(), ours, measured(**{"env NCCL_ALGO": "Tree"}), [*_meant(runtime)]) is None
+    problem = _difference(
+        case(), ours, measured(**{"env NCCL_ALGO": "Ring", "env NCCL_DEBUG": "INFO"}), [*_meant(runtime)]
+    )
+    assert "env NCCL_DEBUG is None here and 'INFO' there; if that is meant, --allow-difference 'env NCCL_DEBUG'" in str(
+        problem
+    )
+    assert "planted-one" not in repr(runtime)

@@ -345,6 +345,52 @@ def test_an_engine_that_does_not_close_fails_what_it_measured() -> None:
     assert isinstance(tested.measurement(FP8), Measurement)
 
 
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_an_engine_that_does_not_close_fails_what_it_was_asked(restarts: int) -> None:
+    room = Room()
+    room.failing = {"close bf16/tp1": EngineError("it left something behind")}
+    tested = bench(room, restarts)
+    tested.expect(measured=[BF16], answered=[ANSWERS])
+
+    with pytest.raises(EngineError, match="left something behind"):
+        tested.answers(ANSWERS)
+    with pytest.raises(EngineError, match="left something behind"):
+        tested.measurement(BF16)
+
+
+def test_a_later_restart_that_fails_leaves_answers_as_they_were() -> None:
+    room = Room()
+    tested = bench(room, restarts=2)
+    tested.expect(measured=[BF16], answered=[ANSWERS])
+    opened = room.open
+
+    def once(spec: EngineSpec) -> Engine:
+        if room.opened:
+            raise EngineError("the second one does not open")
+        return opened(spec)
+
+    tested._opener = once
+
+    assert tested.answers(ANSWERS)
+    with pytest.raises(EngineError, match="does not open"):
+        tested.measurement(BF16)
+
+
+def test_how_an_engine_is_closed_is_for_its_opener_to_say() -> None:
+    room = Room()
+    closed: list[Engine] = []
+
+    def close(engine: Engine) -> None:
+        closed.append(engine)
+        engine.close()
+
+    tested = Bench(room.open, Sampling(2, 1), together=True, closer=close)
+
+    tested.measurement(BF16)
+
+    assert len(closed) == len(room.words("close")) == 2
+
+
 def test_whatever_an_engine_raises_is_an_error_that_names_the_case() -> None:
     room = Room()
     room.failing = {"run bf16/tp1 min-latency": RuntimeError("CUDA error 700")}

@@ -13,6 +13,7 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from nvml_driver import H200, Driver
 
 from pytest_llamaperf.commands import main
 from pytest_llamaperf.hardware import FoundGpu, Machine
@@ -181,11 +182,38 @@ def test_doctor_tells_packages_hardware_and_engines(llamaperf: Any, monkeypatch:
     assert "predicted ready" in lines
 
 
+def test_doctor_shows_the_fingerprint_of_the_machine(llamaperf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(monkeypatch, H200, H200)
+    driver.answers["nvmlDeviceGetEnforcedPowerLimit"][1] = 500_000
+    driver.answers["fabric"] = {0: None, 1: None}
+    monkeypatch.setenv("NCCL_ALGO", "Ring [bold]")
+    monkeypatch.setenv("NCCL_TOKEN", "planted")
+    monkeypatch.setenv("HF_TOKEN", "planted")
+
+    result = llamaperf("doctor")
+
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    for expected in (
+        "GPU boards GPU-0, GPU-1 must match",
+        "GPU power limit 1 x 500 W, 1 x 700 W must match",
+        "GPU memory clock asked 3201 MHz must match",
+        "GPU fabric not told must match",
+        "GPU connections 1 x NVLink must match",
+        "CUDA of the driver 12.8 may differ, told",
+        "env NCCL_ALGO Ring [bold] must match",
+    ):
+        assert expected in lines
+    assert "planted" not in result.stdout
+
+
 def test_doctor_says_why_there_is_no_gpu(llamaperf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine((), None, "a processor", "NVML Shared Library Not Found")
     monkeypatch.setattr("pytest_llamaperf.hardware.find_machine", lambda: machine)
 
-    assert "no NVIDIA GPU (NVML Shared Library Not Found)" in llamaperf("doctor").stdout
+    found = llamaperf("doctor").stdout
+
+    assert "no NVIDIA GPU (NVML Shared Library Not Found)" in found
+    assert "GPU power limit" not in found
 
 
 @pytest.mark.parametrize(

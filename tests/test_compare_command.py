@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from builders import case
 from click.testing import CliRunner, Result
+from nvml_driver import H200, Driver
 
 from pytest_llamaperf.commands import main
 from pytest_llamaperf.gates import Decision
+from pytest_llamaperf.hardware import find_machine
 from pytest_llamaperf.history import SEED, open_history
 from pytest_llamaperf.measurements import Fingerprint, Source, summarize_values
 from pytest_llamaperf.metrics import OUTPUT_THROUGHPUT, TPOT_MEDIAN, Metric
@@ -121,6 +123,26 @@ def test_what_differs_is_named_and_compared_when_allowed(llamaperf: Any, tmp_pat
     assert allowed.exit_code == 0
     assert "driver 570 -> 580" in allowed.stdout
     assert "--allow-difference clock: nothing differs in that" in allowed.stderr
+
+
+def test_a_run_of_an_earlier_version_is_compared_and_what_it_did_not_tell_is_said(
+    llamaperf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Driver(monkeypatch, H200)
+    machine = find_machine().to_dict()
+    gpus = [
+        {name: value for name, value in dataclasses.asdict(gpu).items() if name != "board"}
+        for gpu in find_machine().gpus
+    ]
+    old = {"gpus": gpus, **{name: machine[name] for name in ("driver", "processor", "problem", "cores")}}
+    before = write(tmp_path / "a", judged((100.0, 101.0, 99.0)), **old)
+    after = write(tmp_path / "b", judged((100.0, 101.0, 99.0)), **machine)
+
+    result = llamaperf(before, after)
+
+    assert result.exit_code == 0
+    assert "fields not told CUDA of the driver" not in result.stdout
+    assert "fields not told GPU ECC, GPU MIG, GPU NVLink ends" in told(result)
 
 
 def test_what_only_b_has_fails_when_asked_and_what_only_a_has_unless_asked(llamaperf: Any, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 # pytester forgets what a session it runs imports first, and numpy refuses to be loaded twice.
 import pytest
 import scipy.special  # noqa: F401
-from engine_sessions import PATIENCE, Folder, tiny_checkpoint, wait_for
+from engine_sessions import PATIENCE, Folder, fake_engine, tiny_checkpoint, wait_for
 
 pytest_plugins = ["pytester"]
 
@@ -157,7 +157,9 @@ FAULTS: list[tuple[str, int, str, float]] = [
 NAMES = [fault[0] for fault in FAULTS]
 HARMLESS = ("healthy", "prints", "leaves_children")
 # What fails after the work: the results stay, and say so.
-NOTED = {"hangs_in_close": f"after its work 'close' took longer than {CLOSE:g} s, and the engine was killed"}
+NOTED = {
+    "hangs_in_close": f"after its work 'close' took longer than {CLOSE:g} s (from llamaperf_deadlines), and the engine was killed"
+}
 
 
 def suite_of(name: str, layers: int) -> str:
@@ -443,9 +445,11 @@ def test_ctrl_c_ends_the_engines_and_the_results_say_what_was_not_done(
     reasons = document["decision"]["reasons"]
     assert document["decision"]["releasable"] is False
     assert "not run: 1 test" in reasons
-    assert "the session ended early, with exit status 2" in reasons
+    assert "the session ended early, by SIGINT" in reasons
+    assert document["run"]["interrupted"] == "SIGINT"
+    assert [named({"nodeid": nodeid}) for nodeid in document["not_run"]] == ["after"]
     assert any(reason.startswith("unfinished: test_real.py::test_long") for reason in reasons)
-    assert [named(line["test"]) for line in jsonl(folder)[1:]] == ["before"]
+    assert [named(line["test"]) for line in jsonl(folder) if "test" in line] == ["before"]
     assert folder.left_over() == {}
 
 
@@ -471,4 +475,22 @@ def test_engines_of_a_pytest_that_is_killed_disappear_by_themselves(
     process.wait(PATIENCE)
     wait_for(lambda: not folder.processes(), patience=10)
     assert not (folder.path / "out" / "run.json").exists()
-    assert [named(line["test"]) for line in jsonl(folder)[1:]] == ["before"]
+    assert [named(line["test"]) for line in jsonl(folder) if "test" in line] == ["before"]
+
+
+def test_what_a_pytest_that_was_killed_left_is_removed_by_the_next_session_that_measures(
+    running: tuple[Folder, subprocess.Popen[str]],
+) -> None:
+    folder, process = running
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(PATIENCE)
+    wait_for(lambda: not folder.processes(), patience=10)
+    left = folder.left_over()
+    assert left.keys() == {"files", "reservations"}
+    assert all(name.startswith("llamaperf-engine-") for name in left["files"])
+    assert len(left["files"]) == 2
+
+    folder.write(conftest=fake_engine(every=[100.0]))
+    folder.run("--gpu=cpu", "--restarts=1", "--rounds=1")
+
+    assert folder.left_over() == {}

@@ -135,6 +135,10 @@ def test_results_hold_a_value_for_every_restart_and_where_it_came_from(whole: Se
         settings = found["fingerprint"]["settings"]
         assert (settings["device"], settings["threads"]) == ("cpu", 1)
         assert re.fullmatch(r"[0-9a-f]{64}", settings["checkpoint"])
+        assert settings["env OMP_WAIT_POLICY"] == "PASSIVE"
+    datasets = {(each["case"]["workload"], each["fingerprint"]["settings"]["dataset"]) for each in results}
+    assert len(datasets) == len({workload for workload, _ in datasets})  # layouts are asked the same
+    assert len({dataset for _, dataset in datasets}) == len(datasets)
 
 
 def test_ratios_pair_restarts_of_engines_measured_in_turn(whole: Session) -> None:

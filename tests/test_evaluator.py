@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,7 +33,7 @@ from pytest_llamaperf.engines import Run, Scored, Surroundings, Until
 from pytest_llamaperf.errors import EngineError, Unsupported, UsageError
 from pytest_llamaperf.hosting.failures import EngineFailure
 from pytest_llamaperf.hosting.phases import Deadlines
-from pytest_llamaperf.measurements import Source
+from pytest_llamaperf.measurements import Fingerprint, Source
 
 CHOICES = """
 task: tested_choices
@@ -186,6 +188,30 @@ def test_choices_are_scored_by_their_own_tokens_alone(evaluator: Evaluator, chec
     assert found.protocol["documents"] == 3
     assert found.measures == {"acc": pytest.approx(2 / 3)}
     assert {tuple(engine.encode([text])[0]) for text in ("Another: ba", "Another: bb")} <= set(engine.asked)
+
+
+def test_scores_say_what_answered_and_what_was_asked(evaluator: Evaluator, checkpoint: Path) -> None:
+    class Telling(Knowing):
+        fingerprint = Fingerprint({"torch": "2.13.0"}, {"slots": 8, "checkpoint": "ab12", "env NCCL_ALGO": "Ring"})
+
+    told, again, other, silent = (
+        evaluator.scores(case_of(checkpoint, task), engine).fingerprint
+        for task, engine in (
+            ("choices", Telling()),
+            ("choices", Telling()),
+            ("twice", Telling()),
+            ("choices", Knowing()),
+        )
+    )
+
+    assert told == again
+    assert told.versions == {"torch": "2.13.0", "lm_eval": importlib.metadata.version("lm_eval")}
+    dataset = told.settings["dataset"]
+    assert told.settings == {**Telling.fingerprint.settings, "seed": evaluating.SEED, "dataset": dataset}
+    assert re.fullmatch("[0-9a-f]{64}", str(dataset))
+    assert other.settings["dataset"] != dataset
+    assert silent.settings.keys() == {"checkpoint", "seed", "dataset"}
+    assert (silent.settings["dataset"], silent.versions.keys()) == (dataset, {"lm_eval"})
 
 
 def test_a_document_that_a_data_set_repeats_is_kept_and_is_one_group(evaluator: Evaluator, checkpoint: Path) -> None:

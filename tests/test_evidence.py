@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from pytest_llamaperf.environment import NAMES, is_kept
 from pytest_llamaperf.evidence import scripts
 from pytest_llamaperf.evidence.bundles import LAST_BYTES, LAST_LINES, Bundles, name_of
 from pytest_llamaperf.evidence.earlier import Earlier
@@ -249,10 +250,11 @@ def test_second(case): ...
 """
     )
     against = ("--gpu=cpu", f"--against={sys.executable}", "--restarts=3", "--results=out")
-    project.run(*against)
-    old = bundle_of(project)
+    project.run(*against, "--maxfail=1")  # a run that is whole is not gone on with
+    old = bundle_of(project).with_name("of-another-test")
+    old.mkdir()
 
-    project.run(*against, "--resume", "-k", "second")
+    project.run(*against, "--resume")
     assert old.exists()
     project.run(*against, "-k", "second")
     assert not old.exists()
@@ -324,7 +326,7 @@ def test_a_bundle_is_for_its_owner_and_holds_no_secret(project: Folder, monkeypa
         assert not [name for name, value in secrets.items() if value in text or "pass-word" in text], path
     assert f"https://{HIDDEN}@packages.example.com/simple\nthe last word\n" in (bundle / "logs" / log.name).read_text()
     exported = re.findall(r"^(?:export|unset) (\w+)", (bundle / "reproduce.sh").read_text(), re.MULTILINE)
-    assert set(exported) == {*TOLD, "LLAMAPERF_OPENORCA"}
+    assert set(exported) == {*TOLD, *NAMES, "LLAMAPERF_OPENORCA", *filter(is_kept, os.environ)}
 
 
 def test_no_variable_that_is_told_is_called_like_a_secret() -> None:

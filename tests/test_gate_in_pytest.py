@@ -512,3 +512,36 @@ def test_a_run_that_was_cut_off_has_no_decision_to_show(pytester: pytest.Pyteste
     shown = CliRunner().invoke(main, ["gate", str(pytester.path / "out")])
 
     assert (shown.exit_code, shown.stdout) == (3, "no decision: the run was cut off after 2 tests\n")
+
+
+# --- a machine without a GPU ---------------------------------------------------------------------------------------
+
+
+def test_on_a_cpu_the_gate_says_why_and_what_it_is_not_about(pytester: pytest.Pytester, session: Session) -> None:
+    told = [
+        "not releasable: 3 reasons",
+        "  - deselected: 1 test",
+        f"  - no-baseline: {CASE} output_throughput",
+        "  - promised and not judged: *",
+        "deselected: run the whole suite, without -k, -m and --deselect",
+        "no-baseline: promise it in the file that its test names, or, for this machine alone, by a run with --record",
+        "about torch on a CPU and nothing else: no GPU was asked, so no build is released for one; there: pytest suites/ *",
+    ]
+
+    result = session("--gate", "-k", "bf16", **{"baselines/cpu/smollm2-135m.yaml": promises(OTHER)})
+
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(told)
+    kept = CliRunner().invoke(main, ["gate", str(pytester.path / "out")])
+    assert kept.exit_code == 1
+    for line in told[4:6]:
+        assert line in kept.output
+
+
+def test_a_release_on_a_cpu_is_none_for_gpus_and_says_so(session: Session) -> None:
+    result = session("--gate", bf16=GOOD)
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        ["releasable: every test is a measured pass", "about torch on a CPU and nothing else: *"]
+    )

@@ -348,3 +348,25 @@ def test_an_error_of_cleaning_up_is_named_beside_a_result_that_is_no_pass() -> N
     test = record(result("no-baseline"), outcome="error", reason="GPU 0 still holds 3.0 GiB")
 
     assert any("still holds" in reason for reason in decide([test]).reasons)
+
+
+@pytest.mark.parametrize(
+    ("health", "why"),
+    [
+        ({"blind": "GPU is lost", "gpus": []}, "GPU is lost"),
+        ({}, "it does not say how the GPUs did"),
+        ({"blind": None, "gpus": []}, None),
+    ],
+)
+def test_what_was_timed_on_gpus_that_nobody_watched_releases_nothing(health: dict[str, Any], why: str | None) -> None:
+    timed = dataclasses.replace(result(), metrics={"output_throughput": 472.75}, health=health)
+
+    decision = decide([record(timed), record(dataclasses.replace(timed, nodeid="suites/test_a.py::test_c"))])
+
+    assert decision.reasons == (() if why is None else (f"measured blind: 2 results: {why}",))
+
+
+def test_on_a_cpu_there_is_nothing_to_watch() -> None:
+    on_cpu = {**result().case, "hardware": "cpu"}
+
+    assert decide([record(dataclasses.replace(result(), case=on_cpu, metrics={"output_throughput": 1.0}))]).releasable

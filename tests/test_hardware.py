@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pynvml
 import pytest
 from nvml_driver import H100, H100_PCIE, H200, Driver
 
+from pytest_llamaperf.boards import Board
 from pytest_llamaperf.hardware import FoundGpu, find_machine
 
 
@@ -14,7 +17,7 @@ def test_eight_h200_are_found_by_their_catalog_name(monkeypatch: pytest.MonkeyPa
 
     machine = find_machine()
 
-    assert machine.gpus[7] == FoundGpu("h200", "NVIDIA H200", 150_754_820_096, "GPU-7")
+    assert replace(machine.gpus[7], board=Board()) == FoundGpu("h200", "NVIDIA H200", 150_754_820_096, "GPU-7")
     assert (machine.hardware, machine.count("h200"), machine.count("h100")) == ("h200", 8, 0)
     assert (machine.driver, machine.problem) == ("570.133.20", None)
     assert str(machine) == "8 x NVIDIA H200"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from builders import case
 
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.errors import EngineError, LlamaperfError, UsageError
+from pytest_llamaperf.files import checksum
+from pytest_llamaperf.gpu_health import GpuReadings, Health, Spread
 from pytest_llamaperf.journal import Journal
 from pytest_llamaperf.measurements import Fingerprint, Measurement, Source
 from pytest_llamaperf.metrics import OUTPUT_THROUGHPUT, TTFT_P99
@@ -40,6 +43,9 @@ class Meter:
                 ("a note",),
                 (0.25, 0.5),
                 "llamaperf predict",
+                health=Health(
+                    None, 3, (GpuReadings(0, "GPU-0", Spread(1, 2, 3), None, None, None, None, {"idle": 1}),), 1500
+                ),
             )
             for each in cases
         }
@@ -115,12 +121,23 @@ def test_a_finished_comparison_is_followed_by_a_new_one(tmp_path: Path) -> None:
     assert meter.asked == 1
 
 
+def sealed(text: str) -> str:
+    """With checksums of what lines say now, where they are JSON."""
+    lines = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, TypeError):
+            step = json.loads(line)
+            line = json.dumps({**step, "checksum": checksum(step)})
+        lines.append(line + "\n")
+    return "".join(lines)
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
         (lambda text: text.replace('"rounds": 2', '"rounds": 3'), r"another comparison: rounds was 3 and is 2; repeat"),
         (lambda text: text.replace('"gpu": "cpu", ', ""), r"another comparison: gpu was None and is 'cpu'"),
-        (lambda text: text.replace('"schema": 1', '"schema": 2'), r"is of schema 2, this version goes on with 1"),
+        (lambda text: text.replace('"schema": 2', '"schema": 1'), r"is of schema 1, this version goes on with 2"),
         (lambda text: text.replace('"asked"', '"aksed"'), r"against\.jsonl:2: is no step of a comparison"),
         (lambda text: text.replace('{"asked"', '"asked"', 1), r"against\.jsonl:2: is no step"),
         (lambda text: "[]\n" + text, r"against\.jsonl:1: is no step of a comparison"),
@@ -132,10 +149,22 @@ def test_a_finished_comparison_is_followed_by_a_new_one(tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_refused_and_left_as_it_is(tmp_path: Path, damage, problem: str) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "against.jsonl"
     ask(path, Meter(), QUESTIONS[:1])
-    path.write_text(damage(path.read_text()))
+    path.write_text(sealed(damage(path.read_text())))
     kept = path.read_bytes()
 
     with pytest.raises(UsageError, match=problem):
+        Journal(path, ABOUT, resume=True)
+
+    assert path.read_bytes() == kept
+
+
+def test_a_digit_that_changed_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "against.jsonl"
+    ask(path, Meter(), QUESTIONS[:1])
+    path.write_text(path.read_text().replace("1.1", "9.1"))
+    kept = path.read_bytes()
+
+    with pytest.raises(UsageError, match=r"against\.jsonl:2: is no step of a comparison; begin anew"):
         Journal(path, ABOUT, resume=True)
 
     assert path.read_bytes() == kept

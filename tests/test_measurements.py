@@ -184,8 +184,16 @@ def test_two_versions_are_no_two_recipes() -> None:
     ours = Measurement(CASE, Source.MEASURED, samples, Fingerprint({"tensorrt_llm": "1.2.1"}))
     theirs = Measurement(OFFICIAL, Source.MEASURED, samples, Fingerprint({"tensorrt_llm": "1.1.0"}))
 
-    with pytest.raises(UsageError, match="were run with different versions"):
+    with pytest.raises(UsageError, match=r"were run with different versions \(tensorrt_llm 1\.2\.1 and 1\.1\.0\)"):
         ours.versus(theirs, OUTPUT_THROUGHPUT)
+
+
+def test_an_engine_that_knows_of_fewer_libraries_can_be_compared_with() -> None:
+    samples = {OUTPUT_THROUGHPUT: (50.0,)}
+    ours = Measurement(CASE, Source.MEASURED, samples, Fingerprint({"tensorrt_llm": "1.2.1", "nccl": "2.27.3"}))
+    theirs = Measurement(OFFICIAL, Source.MEASURED, samples, Fingerprint({"tensorrt_llm": "1.2.1"}))
+
+    assert ours.versus(theirs, OUTPUT_THROUGHPUT).source is Source.MEASURED
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1e4), st.floats(0.01, 1e4)), min_size=1, max_size=5))

@@ -6,18 +6,20 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import case, measured, promise, record
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llamaperf.account import EngineUse
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.measurements import Fingerprint
 from pytest_llamaperf.observations import observations_of
 from pytest_llamaperf.records import Result
-from pytest_llamaperf.runs import Run, RunHeader, RunLog, read_run, run_document, to_json
+from pytest_llamaperf.runs import Run, RunHeader, RunLog, read_log, read_run, run_document, to_json
 from pytest_llamaperf.verdicts import judge
 
 HEADER = RunHeader("8a1c", "2026-11-22T10:00:00Z", "h200", "tensorrt-llm", {"pytest": "9"}, {"machine": "h200-8"})
@@ -100,12 +102,30 @@ def test_a_damaged_run_is_read_or_refused_and_never_a_traceback(
         ({"decision": {"releasable": True, "reasons": ["error"]}}, "its decision contradicts its reasons"),
         ({"tests": []}, "there are results of a.py::test_b, and no such test"),
         ({"results": [{"nodeid": "x"}]}, "is no run as this version writes it: KeyError"),
+        ({"decision": {"releasable": 1, "reasons": []}}, "its decision is neither yes nor no"),
+        ({"decision": {"releasable": True, "reasons": {}}}, "a reason of its decision is no text"),
+        ({"results": [{**JUDGED.to_dict(), "fingerprint": {"settings": None}}]}, "the settings of .* are no object"),
+        ({"results": [{**JUDGED.to_dict(), "metrics": {"ttft_p99": 10**400}}]}, "a value of .* is no number"),
+        ({"tests": [{**TESTS[0].to_dict(with_results=False), "duration": "1"}]}, "duration, attempts or measures of"),
         (
             {"results": [{**JUDGED.to_dict(), "waiver": {"owner": "me", "line": 1}}]},
             "a waiver without expires, file, reason",
         ),
+        ({"results": [{**JUDGED.to_dict(), "fingerprint": {"settings": [1]}}]}, "the settings of .* are no object"),
     ],
-    ids=["newer", "contradicts itself", "of no test", "half a result", "half a waiver"],
+    ids=[
+        "newer",
+        "contradicts itself",
+        "of no test",
+        "half a result",
+        "neither yes nor no",
+        "no list of reasons",
+        "no settings",
+        "no float",
+        "no duration",
+        "half a waiver",
+        "settings without names",
+    ],
 )
 def test_what_is_no_run_is_refused(folder: Path, change: dict[str, object], problem: str) -> None:
     path = folder / "run.json"
@@ -131,3 +151,68 @@ def test_a_run_that_was_changed_is_refused_and_one_without_a_checksum_read(folde
     del document["checksum"]
     path.write_text(json.dumps(document))
     assert read_run(path).results[0].value == 463.0
+
+
+def test_a_log_is_read_however_much_of_its_last_line_was_written(tmp_path: Path) -> None:
+    """Cut within a character as well; and texts may hold what other tools take for the end of a line."""
+    tests = [dataclasses.replace(test, reason="größer\u2028\x85und mehr: 日本") for test in TESTS]
+    log = RunLog(tmp_path, HEADER)
+    sizes = []
+    for test in tests:
+        log.add(test)
+        sizes.append((tmp_path / "run.jsonl").stat().st_size)
+    log.close()
+    content = (tmp_path / "run.jsonl").read_bytes()
+    assert len(content) == sizes[-1]
+
+    for end in range(content.index(b"\n") + 1, len(content) + 1):
+        (tmp_path / "run.jsonl").write_bytes(content[:end])
+        found = read_log(tmp_path / "run.jsonl")
+        whole = sum(size <= end for size in sizes)
+        assert [kept.record for kept in found.tests.values()] == tests[:whole]
+        assert found.torn is (not content[:end].endswith(b"\n"))
+
+
+def test_the_same_test_of_two_sessions_is_the_later_one_and_attempts_of_one_session_belong_together(
+    tmp_path: Path,
+) -> None:
+    log = RunLog(tmp_path, HEADER)
+    first, again = (dataclasses.replace(TESTS[0], session=session) for session in (1, 2))
+    for test, report in ((first, "a"), (again, "b"), (again, "c")):
+        log.add(test, [{"report": report}])
+    log.close()
+
+    (found,) = read_log(tmp_path / "run.jsonl").tests.values()
+
+    assert found.record.session == 2
+    assert [told["report"] for told in found.reports] == ["b", "c"]
+
+
+def test_a_run_tells_what_interrupted_it_what_never_ran_and_what_it_cost(tmp_path: Path) -> None:
+    header = dataclasses.replace(HEADER, sessions=2, resumed="2026-11-22T11:00:00Z", interrupted="SIGTERM")
+    use = EngineUse("h200/tensorrt-llm/llama-3.1-8b/bf16/tp1", "h200", 1, 7200.0, {"load": 3600.0})
+    run = Run(header, TESTS, DECISION, ("a.py::test_z",), (use,))
+    document = run_document(header, TESTS, DECISION, not_run=run.not_run, engines=run.engines)
+    (tmp_path / "run.json").write_text(to_json(document))
+
+    assert read_run(tmp_path) == run
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"engines": [{}]},
+        {"engines": [{"engine": "e", "hardware": "cpu", "gpus": 1, "held": float("inf"), "spent": {}}]},
+        {"engines": [{"engine": "e", "hardware": "cpu", "gpus": 1, "held": 1.0, "spent": {"asleep": 1.0}}]},
+        {"not_run": 1},
+        {"run": {**dataclasses.asdict(HEADER), "sessions": "2"}},
+        {"run": {**dataclasses.asdict(HEADER), "interrupted": 2}},
+    ],
+)
+def test_what_is_no_account_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    document = {**run_document(HEADER, TESTS, DECISION), **change}
+    del document["checksum"]
+    (tmp_path / "run.json").write_text(json.dumps(document))
+
+    with pytest.raises(UsageError, match="is no run as this version writes it"):
+        read_run(tmp_path)

@@ -16,16 +16,17 @@ from engine_sessions import Folder
 from test_against import CONFTEST as ENGINE
 from test_against import SUITE
 
-# The engines of test_against; the process is killed when it opens engine number KILLED, as by the kernel.
+# The engines of test_against; the process is killed when it opens the engine whose number is in `killed`, as by the kernel.
 CONFTEST = """
 import os, signal
+from pathlib import Path
 from test_against_engine import Engine as Quick
 
 class Engine(Quick):
     def __init__(self, spec):
         super().__init__(spec)
         with open("engines.log") as log:
-            if len(log.readlines()) == KILLED:
+            if len(log.readlines()) == int(Path("killed").read_text()):
                 os.kill(os.getpid(), signal.SIGKILL)
 
 def pytest_llamaperf_engines():
@@ -47,8 +48,9 @@ def write(folder: Folder, *, slower: float = 0.06, setting: int = 8, killed: int
     folder.write(
         test_suite=SUITE,
         test_against_engine=f"GIVEN = {(slower, setting, None)!r}\n{ENGINE}",
-        conftest=f"KILLED = {killed}\n{CONFTEST}",
+        conftest=CONFTEST,
     )
+    (folder.path / "killed").write_text(str(killed))
 
 
 def compare(folder: Folder, *options: str) -> pytest.RunResult:
@@ -112,13 +114,30 @@ def test_another_build_does_not_go_on_with_what_was_measured_of_this_one(folder:
     result.stdout.fnmatch_lines(["ERROR: out/against.jsonl: is of another comparison: installed was *'8.0'*; *"])
 
 
+def test_a_comparison_does_not_go_on_on_another_machine(folder: Folder) -> None:
+    write(folder, killed=8)
+    compare(folder)
+    path = folder.path / "out" / "against.jsonl"
+    header, *lines = path.read_text().splitlines()
+    before = json.loads(header)
+    before["about"] |= {"processor": "a processor", "GPU power limit": "500 W"}
+    path.write_text("\n".join([json.dumps(before), *lines, ""]))
+
+    result = compare(folder, "--resume")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(
+        ["*is of another comparison: GPU power limit was '500 W' and is None; processor was 'a processor' and is *"]
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (("--resume", "--results=out"), "--resume goes on with what --against kept in --results; it needs both"),
-        (("--resume", "--against=old.yaml"), "--resume goes on with what --against kept in --results; it needs both"),
+        (("--resume",), "--resume goes on with what --results keeps; add --results DIR, the folder of that run"),
+        (("--resume", "--results=out", "--record"), "--record with --resume: only what one session measured *"),
     ],
-    ids=["nothing to compare with", "nothing kept"],
+    ids=["nothing kept", "recording"],
 )
 def test_what_cannot_go_on_is_a_usage_error(folder: Folder, options: tuple[str, ...], problem: str) -> None:
     write(folder)
@@ -136,7 +155,9 @@ def test_a_build_that_became_another_meanwhile_is_an_error(folder: Folder) -> No
     write(folder, setting=16)
     result = compare(folder, "--resume", "-rs")
 
-    result.stdout.fnmatch_lines(["*a fresh restart failed: *versions or settings are not those of its first restarts*"])
+    result.stdout.fnmatch_lines(
+        ["*a fresh restart failed: *this restart is not of what its first ones were: batch is 16 and was 8*"]
+    )
     assert "regression" not in {outcome for outcome, _ in judged(folder).values()}
 
 

@@ -53,6 +53,7 @@ def test_a_run_is_read_back_as_it_was_written() -> None:
             "attempts": 0,
             "measures": False,
             "evidence": None,
+            "session": 1,
         },
         {
             "nodeid": "suites/test_a.py::test_c",
@@ -63,6 +64,7 @@ def test_a_run_is_read_back_as_it_was_written() -> None:
             "attempts": 0,
             "measures": False,
             "evidence": None,
+            "session": 1,
         },
     ]
     assert document["decision"] == {
@@ -103,7 +105,7 @@ def test_a_verdict_becomes_the_result_the_design_describes() -> None:
         "promised 463.1 tok/s (published): +0.2 %",
         "notes": ["a note"],
         "fingerprint": {"versions": {"tensorrt_llm": "1.2.1"}, "settings": {"max_batch_size": 64}},
-        "reproduce": "trtllm-bench --model llama-3.1-8b", "operators": {}, "metrics": {}, "paired": {}, "waiver": None,
+        "reproduce": "trtllm-bench --model llama-3.1-8b", "operators": {}, "metrics": {}, "paired": {}, "waiver": None, "health": {},
     }  # fmt: skip
 
 

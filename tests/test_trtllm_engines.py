@@ -103,11 +103,21 @@ def failure_of(work: Callable[[], object]) -> EngineFailure:
     return failed.value
 
 
+@pytest.fixture(scope="module")
+def torch_version() -> str:
+    code = "import torch; print(torch.__version__)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_llm_api_is_timed_by_our_clock(opened: Opened, version: str) -> None:
+def test_the_llm_api_is_timed_by_our_clock(
+    opened: Opened, version: str, monkeypatch: pytest.MonkeyPatch, torch_version: str
+) -> None:
+    monkeypatch.setenv("NCCL_ALGO", "Ring")
+    monkeypatch.setenv("TLLM_SPAWN_PROXY_PROCESS_IPC_HMAC_KEY", "planted")
     engine = opened("tensorrt-llm", version)
 
     run = engine.run(workload_named(ALL_AT_ONCE))
@@ -119,6 +129,10 @@ def test_the_llm_api_is_timed_by_our_clock(opened: Opened, version: str) -> None
     assert (
         run.fingerprint.versions["tensorrt_llm"] == {"v1_0": "1.0.0", "v1_2": "1.2.1", "v1_3rc": "1.3.0rc12"}[version]
     )
+    assert run.fingerprint.versions["torch"] == torch_version  # as loaded, which is more than its metadata says
+    assert re.fullmatch("[0-9a-f]{64}", str(run.fingerprint.settings["dataset"]))
+    assert run.fingerprint.settings["env NCCL_ALGO"] == "Ring"
+    assert "planted" not in str(run.fingerprint)
     # 1.0 keeps no times of its own, and says nothing of the format of the KV cache in its own group.
     assert ("return_perf_metrics" in run.fingerprint.settings) == (version != "v1_0")
     assert any(note.startswith("return_perf_metrics is not accepted") for note in run.notes) == (version == "v1_0")
@@ -127,7 +141,10 @@ def test_the_llm_api_is_timed_by_our_clock(opened: Opened, version: str) -> None
 
 @pytest.mark.parametrize("workload", [ALL_AT_ONCE, ONE_BY_ONE])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_trtllm_bench_measures_by_itself(opened: Opened, version: str, workload: str) -> None:
+def test_trtllm_bench_measures_by_itself(
+    opened: Opened, version: str, workload: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NCCL_ALGO", "Ring")
     engine = opened("trtllm-bench", version)
     asked = workload_named(workload)
 
@@ -144,6 +161,7 @@ def test_trtllm_bench_measures_by_itself(opened: Opened, version: str, workload:
     }
     tokens = 8 * asked.requests
     assert math.isclose(run.readings[metrics.OUTPUT_THROUGHPUT], tokens / run.elapsed, rel_tol=0.01)
+    assert run.fingerprint.settings["env NCCL_ALGO"] == "Ring"
     assert run.fingerprint.settings["command"] == ("throughput" if workload == ALL_AT_ONCE else "latency")
     assert bool(run.traces) == (workload == ALL_AT_ONCE)
     if run.traces:  # one definition: what traces amount to by us is what the report says

@@ -139,7 +139,10 @@ def test_an_engine_that_does_not_end_keeps_its_results_and_they_say_so(session: 
     (found,) = folder.run_json()["results"]
     assert found["outcome"] == "no-baseline"
     assert len(found["values"]) == 2
-    assert "after its work 'close' took longer than 1 s, and the engine was killed" in found["notes"]
+    assert (
+        "after its work 'close' took longer than 1 s (from llamaperf_deadlines), and the engine was killed"
+        in found["notes"]
+    )
     result.stdout.fnmatch_lines(["note: after its work 'close' took longer than 1 s*"])
     assert folder.left_over() == {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import math
 import weakref
@@ -17,12 +18,13 @@ from pytest_llamaperf.answers import answering
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.catalog.tasks import Evaluation, evaluation_named
 from pytest_llamaperf.checkpoints import Checkpoint
-from pytest_llamaperf.engines import AnsweringEngine, Engine, EngineSpec, Surroundings, Until
+from pytest_llamaperf.engines import AnsweringEngine, Engine, EngineSpec, Fingerprinted, Surroundings, Until
 from pytest_llamaperf.engines.hosted import checkpoint_for, fingerprint
 from pytest_llamaperf.errors import EngineError, UsageError, nearest
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
 from pytest_llamaperf.hosting.host import Host
 from pytest_llamaperf.hosting.phases import Phase
+from pytest_llamaperf.measurements import Fingerprint
 
 # What runs in the child process: a package of `children/`.
 DRIVER = "evaluator"
@@ -75,7 +77,7 @@ class Evaluator:
         except BaseException:
             self.close()  # lm-eval waits for a reply that will not come
             raise
-        return _scores(case, wanted, asked["done"], checkpoint)
+        return _scores(case, wanted, asked["done"], _of_engine(engine, checkpoint))
 
     def close(self) -> None:
         host, self._host = self._host, None
@@ -156,7 +158,7 @@ def _explained(case: Case, wanted: Evaluation, failure: EngineFailure) -> Except
     return failure
 
 
-def _scores(case: Case, wanted: Evaluation, done: Mapping[str, Any], checkpoint: Checkpoint) -> Scores:
+def _scores(case: Case, wanted: Evaluation, done: Mapping[str, Any], engine: Fingerprint) -> Scores:
     documents: dict[str, Document] = {}
     seen: Counter[str] = Counter()
     for row in done["rows"]:
@@ -178,5 +180,17 @@ def _scores(case: Case, wanted: Evaluation, done: Mapping[str, Any], checkpoint:
         "documents": len(documents),
         "seed": SEED,
     }
-    versions = {"lm_eval": done["protocol"]["lm_eval"]}
-    return Scores(case, documents, protocol, fingerprint(versions, {"seed": SEED}, checkpoint), measures=measures)
+    return Scores(case, documents, protocol, _of_scores(engine, protocol, documents), measures=measures)
+
+
+def _of_engine(engine: Engine, checkpoint: Checkpoint) -> Fingerprint:
+    """Of one that does not say what it is, as one of a conftest may not: the checkpoint that it was given."""
+    return engine.fingerprint if isinstance(engine, Fingerprinted) else fingerprint({}, {}, checkpoint, {})
+
+
+def _of_scores(engine: Fingerprint, protocol: Mapping[str, Any], documents: Mapping[str, Document]) -> Fingerprint:
+    """What answered, and who asked what."""
+    asked = hashlib.sha256("\n".join(documents).encode("utf-8")).hexdigest()
+    return Fingerprint(
+        {**engine.versions, "lm_eval": protocol["lm_eval"]}, {**engine.settings, "seed": SEED, "dataset": asked}
+    )

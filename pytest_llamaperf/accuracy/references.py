@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,9 +33,7 @@ def read_reference(path: Path, case: Case, protocol: Mapping[str, object]) -> Sc
     """Raises UsageError for a file that is no reference, or one of other questions, naming what is different."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        documents = {
-            str(name): Document(str(name), _score(score), str(cluster)) for name, score, cluster in found["documents"]
-        }
+        documents = {each.id: each for each in map(_document, found["documents"])}
         there: dict[str, object] = dict(found["protocol"])
         fingerprint = Fingerprint(dict(found["fingerprint"]["versions"]), dict(found["fingerprint"]["settings"]))
         schema, recorded = found["schema"], str(found["recorded"])
@@ -84,8 +81,10 @@ def _name(case: Case) -> Path:
     return Path(case.engine) / case.model.name / f"{case.recipe}-{case.work}.json"
 
 
-def _score(value: Any) -> float:
-    score = float(value)
-    if not (math.isfinite(score) and 0 <= score <= 1):
-        raise ValueError(f"{value!r} is no score from 0 to 1")
-    return score
+def _document(told: Any) -> Document:
+    match told:
+        case [str(name), score, str(cluster)]:
+            if type(score) not in (int, float) or not 0 <= score <= 1:
+                raise ValueError(f"{str(score)[:40]!r} is no score from 0 to 1")
+            return Document(name, float(score), cluster)
+    raise ValueError(f"{str(told)[:40]!r} is no document, which is its id, its score and its cluster")

@@ -79,7 +79,12 @@ def _named(fields: object) -> dict[str, Any]:
 
 
 def _completed(fields: Mapping[str, Any]) -> Rope:
-    """With what is meant where nothing is said, and numbers alike however they are written."""
+    """With what is meant where nothing is said, and numbers alike however they are written; what is none as it stands."""
     said = {"rope_type": "default", **fields}
     said["rope_theta"] = said.get("rope_theta") or 10000.0
-    return {key: value if isinstance(value, str) else float(value) for key, value in said.items()}
+    return {key: float(value) if _is_number(value) else str(value) for key, value in said.items()}
+
+
+def _is_number(value: object) -> bool:
+    """And not an int of JSON that no float holds."""
+    return isinstance(value, int | float) and abs(value) < 1e300

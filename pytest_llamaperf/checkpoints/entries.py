@@ -9,9 +9,14 @@ from pytest_llamaperf.checkpoints.safetensors_files import BadCheckpoint, tensor
 
 
 def problem_of(entry: Path, key: str) -> str | None:
-    """Beside what can be wrong with any entry: every tensor has its place in one file."""
+    """Beside what can be wrong with any entry: it does not say what wrote it, or a tensor has no place in one file."""
     if problem := cache.problem_of(entry, key):
         return problem
+    match cache.read_manifest(entry):
+        case {"versions": dict(versions)} if all(isinstance(version, str) for version in versions.values()):
+            pass
+        case _:
+            return f"{cache.MANIFEST}: does not say which versions wrote it"
     try:
         tensors(entry)
     except BadCheckpoint as problem:

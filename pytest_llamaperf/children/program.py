@@ -8,6 +8,8 @@ Commands come in on stdin, events go out where stdout was, one JSON object a lin
     {"id": 1, "result": ...}
     {"id": 1, "failed": {"type": "RuntimeError", "message": "...", "traceback": "..."}}
 
+`versions` is answered for every driver, without asking it: what the process has loaded, see `libraries`.
+
 The first event is {"ready": {"python": "3.11.7", "pid": 123}}, or a `failed` with id null.
 
 DRIVER is a module or package beside this file, or the path of a .py file. It offers `open_driver(report)`, which returns
@@ -104,8 +106,9 @@ def die_with_parent(commands: int) -> None:
 
 
 def opened(name: str, events: Events) -> Driver:
-    path = Path(name) if name.endswith(".py") else Path(__file__).parent / name
-    sys.path.insert(0, str(path.parent))
+    here = Path(__file__).parent
+    path = Path(name) if name.endswith(".py") else here / name
+    sys.path[:0] = dict.fromkeys([str(path.parent), str(here)])
     driver: Driver = importlib.import_module(path.stem).open_driver(events.report)
     return driver
 
@@ -118,6 +121,8 @@ def serve(driver: Driver, commands: Iterable[bytes], events: Events) -> None:
         try:
             if closing:
                 driver.close()
+            elif asked["command"] == "versions":
+                result = importlib.import_module("libraries").loaded()
             else:
                 result = driver.handle(asked["command"], asked["arguments"])
             events.send({"id": asked["id"], "result": result})

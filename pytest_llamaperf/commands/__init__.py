@@ -5,6 +5,7 @@ Exit status of all subcommands: 0 yes; 1 no; 2 wrong usage; 3 not enough evidenc
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ from pytest_llamaperf.commands.gate import gate
 from pytest_llamaperf.commands.history import history
 from pytest_llamaperf.commands.launch import launch
 from pytest_llamaperf.commands.merge import merge
+from pytest_llamaperf.commands.outputs import escape_what_no_locale_encodes
 from pytest_llamaperf.commands.plan import plan
 from pytest_llamaperf.commands.predict import predict
 from pytest_llamaperf.commands.report import report
@@ -24,6 +26,8 @@ from pytest_llamaperf.commands.run import run
 from pytest_llamaperf.commands.summary import summary
 from pytest_llamaperf.commands.tables import tables
 from pytest_llamaperf.errors import LlamaperfError, UsageError
+
+_LONGEST = 400  # characters of a path that a message shows
 
 
 class _WrongUsage(click.ClickException):
@@ -34,10 +38,16 @@ class _PlainErrors(click.Group):
     """Messages meant for people are shown as such, with their exit status, and never as a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        escape_what_no_locale_encodes()
         try:
             return super().invoke(ctx)
         except LlamaperfError as problem:
             raise (_WrongUsage if isinstance(problem, UsageError) else click.ClickException)(str(problem)) from None
+        except OSError as problem:
+            if problem.errno == errno.EPIPE:
+                raise  # whoever reads the output has seen enough; click ends quietly
+            named = f"{str(problem.filename)[:_LONGEST]}: " if problem.filename else ""
+            raise _WrongUsage(f"{named}{problem.strerror or problem}") from None
 
 
 @click.group(cls=_PlainErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

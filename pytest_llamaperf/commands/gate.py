@@ -19,6 +19,7 @@ def gate(run: Path) -> None:
 
     Exit status: 0 releasable, 1 not releasable, 2 wrong usage, 3 the run was cut off before there was a decision.
     """
+    from pytest_llamaperf.gates import scope
     from pytest_llamaperf.runs import read_run
     from pytest_llamaperf.wording import counted
 
@@ -33,8 +34,9 @@ def gate(run: Path) -> None:
         click.echo(f"  - {reason}")
     for waived in decision.waived:
         click.echo(f"  - waived: {waived}")
-    if decision.unasked:
-        click.echo(decision.unasked)
+    for told in (*decision.remedies, scope(kept.header.gpu, kept.header.engine), decision.unasked):
+        if told:
+            click.echo(told)
     if decision.missing:
         click.echo("missing:")
     for each in decision.missing:

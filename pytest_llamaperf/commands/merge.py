@@ -45,7 +45,7 @@ def merge_and_tell(campaign: Campaign) -> None:
     found = merged(campaign)
     run, gate = found.run, campaign.manifest.about.gate
     assert run.decision is not None  # by merge
-    document = run_document(run.header, run.tests, run.decision)
+    document = run_document(run.header, run.tests, run.decision, not_run=run.not_run, engines=run.engines)
     try:
         write_atomically(campaign.path / "run.json", to_json(document, indent=1) + "\n")
         write_atomically(campaign.path / "summary.md", markdown_of(run))

@@ -11,20 +11,20 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from pytest_llamaperf.cases import ENGINES, Case, Layout, Model, Recipe, Runtime, Workload
 from pytest_llamaperf.errors import UsageError, nearest
+from pytest_llamaperf.hosting.durations import Durations
+from pytest_llamaperf.hosting.phases import Deadlines
 from pytest_llamaperf.limits import Limits, default_limits
 from pytest_llamaperf.measurements import Fingerprint, Source
 from pytest_llamaperf.metrics import Metric
 from pytest_llamaperf.operator_tables import INSTALLED, Tables
 from pytest_llamaperf.traces import Trace
 
-if TYPE_CHECKING:
-    from pytest_llamaperf.hosting.phases import Deadlines
-
 PREDICTED = "predicted"
+TEMPORARY = "llamaperf-engine"  # what names of temporary folders of engines and sessions begin with
 KINDS = (*ENGINES, PREDICTED)
 
 
@@ -51,6 +51,13 @@ class EngineSpec:
     def __str__(self) -> str:
         told = f"{self.hardware}/{self.kind}/{self.model}/{self.recipe}/{self.layout}"
         return told if self.runtime is None else f"{told} under {self.runtime}"
+
+    @property
+    def key(self) -> str:
+        """The same, with what decides how long its work takes: how much it may batch, and how long requests may be."""
+        limits = self.limits
+        length = limits.max_seq_len or self.model.context
+        return f"{self}: {limits.max_batch_size} requests of {length} tokens, {limits.max_num_tokens} at once"
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,14 @@ class FreshEngine(Engine, Protocol):
     """An engine that loads its model for every run, and warms it up itself: each run is a restart."""
 
     starts_with_every_run: Literal[True]
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """An engine that says what it is before it has run anything: results of accuracy tasks take it from there."""
+
+    @property
+    def fingerprint(self) -> Fingerprint: ...
 
 
 @dataclass(frozen=True)
@@ -200,13 +215,18 @@ class Surroundings:
     """What the engines of a session have in common: their deadlines, where they log, and who watches progress.
 
     on_progress is told what is under way, how much of it is done, and of how much (None: nobody knows). Predictions are
-    made of `tables`.
+    made of `tables`. `durations` are how long engines took, in earlier runs and in this one.
     """
 
     deadlines: Deadlines
     logs: Path
     on_progress: Callable[[str, int, int | None], None]
     tables: Tables = INSTALLED
+    durations: Durations = field(default_factory=Durations)
+
+    def deadlines_of(self, spec: EngineSpec) -> Deadlines:
+        """What somebody asked for, else what earlier runs of this engine teach, else the defaults."""
+        return self.durations.deadlines(spec.key, self.deadlines)
 
 
 @dataclass(frozen=True)

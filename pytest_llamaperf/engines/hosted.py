@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pytest_llamaperf.checkpoints import Checkpoint, CheckpointStore
-from pytest_llamaperf.engines import Distributions, EngineSpec, Scored, Surroundings, Until
+from pytest_llamaperf.engines import TEMPORARY, Distributions, EngineSpec, Scored, Surroundings, Until
+from pytest_llamaperf.environment import kept
 from pytest_llamaperf.hosting.host import Host, Progress
 from pytest_llamaperf.hosting.phases import Deadlines, Phase
+from pytest_llamaperf.leftovers import OwnedFolder
 from pytest_llamaperf.measurements import Fingerprint
 
 
@@ -43,16 +42,17 @@ def started(
         surroundings.on_progress(f"{spec}: {progress.text}", progress.done, progress.total)
 
     # What processes leave in their folder for temporary files when they are killed goes with it.
-    scratch = Path(tempfile.mkdtemp(prefix="llamaperf-engine-"))
-    ending.callback(shutil.rmtree, scratch, ignore_errors=True)
+    scratch = OwnedFolder.new(f"{TEMPORARY}-")
+    ending.callback(scratch.remove)
     host = Host(
         driver,
         log=surroundings.logs / log_name(str(spec)),
-        deadlines=deadlines or surroundings.deadlines,
+        deadlines=deadlines or surroundings.deadlines_of(spec),
         python=None if spec.runtime is None else spec.runtime.python,
-        environment={**(spec.runtime.variables() if spec.runtime else {}), "TMPDIR": str(scratch), **environment},
+        environment={**(spec.runtime.variables() if spec.runtime else {}), "TMPDIR": str(scratch.path), **environment},
         on_progress=tell,
     )
+    ending.callback(lambda: surroundings.durations.add(spec.key, host.longest))
     ending.callback(host.kill)
     return host
 
@@ -63,13 +63,20 @@ def log_name(engine: str) -> str:
 
 
 def fingerprint(
-    versions: Mapping[str, str], settings: Mapping[str, str | int | float | bool], checkpoint: Checkpoint | None
+    versions: Mapping[str, str],
+    settings: Mapping[str, str | int | float | bool],
+    checkpoint: Checkpoint | None,
+    environment: Mapping[str, str],
 ) -> Fingerprint:
-    """The checkpoint by its content, not by where it lies.
+    """The checkpoint by its content, not by where it lies; of the engine's environment what may be kept.
 
     Who wrote the checkpoint is a setting: recipes that are compared were written by different libraries.
     """
-    effective = {**settings, "checkpoint": "random weights" if checkpoint is None else checkpoint.digest}
+    effective = {
+        **settings,
+        **kept(environment),
+        "checkpoint": "random weights" if checkpoint is None else checkpoint.digest,
+    }
     if checkpoint is not None and checkpoint.versions:
         written_by = [f"{name} {version}" for name, version in sorted(checkpoint.versions.items())]
         effective["checkpoint written by"] = ", ".join(written_by)
@@ -81,6 +88,12 @@ class Hosted:
 
     _host: Host
     _ending: contextlib.ExitStack
+    _fingerprint: Fingerprint
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of the engine as it is open, whatever it is asked."""
+        return self._fingerprint
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(ids) for ids in self._host.call("encode", {"texts": list(texts)}, Phase.RUN)]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pytest_llamaperf.cases import CPU, Model, Number, Workload
@@ -13,6 +14,7 @@ from pytest_llamaperf.checkpoints import Checkpoint
 from pytest_llamaperf.engines import Distributions, EngineSpec, Run, Scored, Surroundings
 from pytest_llamaperf.engines.hosted import Hosted, checkpoint_for, fingerprint, started
 from pytest_llamaperf.errors import Unsupported
+from pytest_llamaperf.hosting.host import Host
 from pytest_llamaperf.hosting.phases import Phase
 from pytest_llamaperf.lengths import request_lengths
 from pytest_llamaperf.measurements import Fingerprint, Source
@@ -46,7 +48,7 @@ class TorchEngine(Hosted):
             settings = settings_for(spec, checkpoint)
             loaded = self._host.call("load", settings, Phase.LOAD)
             self._load_time = time.monotonic() - began
-            self._fingerprint = _fingerprint(settings, loaded, checkpoint)
+            self._fingerprint = _fingerprint(settings, loaded, checkpoint, self._host)
             self._ending = ending.pop_all()
 
     def run(self, workload: Workload) -> Run:
@@ -57,10 +59,11 @@ class TorchEngine(Hosted):
         lengths = request_lengths(workload)
         arguments = {"lengths": lengths, "concurrency": workload.concurrency}
         found = self._host.call("run", arguments, Phase.RUN)
+        opened = self._fingerprint
         return Run(
             tuple(_trace(reading) for reading in found["traces"]),
             readings={PEAK_MEMORY: float(found["peak_memory"]), LOAD_TIME: self._load_time},
-            fingerprint=self._fingerprint,
+            fingerprint=replace(opened, settings={**opened.settings, "dataset": found["dataset"]}),
         )
 
     def score(
@@ -122,11 +125,13 @@ def _config(model: Model) -> dict[str, Any]:
     }
 
 
-def _fingerprint(settings: Mapping[str, Any], loaded: Mapping[str, Any], checkpoint: Checkpoint | None) -> Fingerprint:
+def _fingerprint(
+    settings: Mapping[str, Any], loaded: Mapping[str, Any], checkpoint: Checkpoint | None, host: Host
+) -> Fingerprint:
     """Versions and settings as the child found them."""
     kept = ("slots", "positions", "most_prompt_tokens", "device")
     effective = {**{name: settings[name] for name in kept}, "threads": loaded["threads"]}
-    return fingerprint(loaded["versions"], effective, checkpoint)
+    return fingerprint({**loaded["versions"], **host.versions()}, effective, checkpoint, host.environment)
 
 
 def _trace(reading: Sequence[float]) -> Trace:

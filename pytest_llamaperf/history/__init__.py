@@ -18,7 +18,7 @@ from typing import Any, Self
 from sqlalchemy import Row, func, select
 
 from pytest_llamaperf.errors import UsageError
-from pytest_llamaperf.history.database import Database, connect, default_location, in_memory
+from pytest_llamaperf.history.database import Database, as_text, connect, default_location, in_memory
 from pytest_llamaperf.history.finding import COLUMNS, counted_by_case, found
 from pytest_llamaperf.history.schema import cases, observations, origins
 from pytest_llamaperf.history.versions import same_version, version_order
@@ -124,7 +124,8 @@ class History:
         names: set[str] = set()
         for database in self._databases:
             with database.reading() as connection:
-                names |= {name for (name,) in connection.execute(select(COLUMNS[part]).distinct()) if name is not None}
+                found = connection.execute(select(COLUMNS[part]).distinct())
+                names |= {as_text(name) for (name,) in found if name is not None}
         return tuple(sorted(names, key=version_order) if part == "version" else sorted(names))
 
     def groups(self) -> tuple[Group, ...]:
@@ -140,7 +141,9 @@ class History:
         for database in self._databases:
             with database.reading() as connection:
                 for row in connection.execute(query):
-                    counted.setdefault((row.model, row.hardware, row.source), []).append(row)
+                    names = (as_text(row.model), as_text(row.hardware), as_text(row.source))
+                    as_text(row.version or "")
+                    counted.setdefault(names, []).append(row)
         return tuple(
             Group(
                 *key,

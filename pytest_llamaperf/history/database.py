@@ -33,6 +33,17 @@ def default_location() -> str:
     return str(Path(data).expanduser() / "pytest-llamaperf" / "history.sqlite")
 
 
+class Damaged(Exception):
+    """A row says what no history writes. SQLite keeps text where a number belongs, and has no checksums of its pages."""
+
+
+def as_text(name: object) -> str:
+    """Raises Damaged for a name that is none."""
+    if not isinstance(name, str):
+        raise Damaged(f"a name is {str(name)[:40]!r}")
+    return name
+
+
 class Database:
     """Connections to one database; `name` is what messages call it, without a password."""
 
@@ -79,6 +90,11 @@ class Database:
             raise UsageError(f"{self.name}: the history cannot be used: {told}") from None
         except SQLAlchemyError as problem:
             raise UsageError(f"{self.name}: the history cannot be used: {str(problem).splitlines()[0]}") from None
+        except (Damaged, UnicodeDecodeError) as problem:
+            what = problem if isinstance(problem, Damaged) else "a text is not UTF-8"
+            raise UsageError(
+                f"{self.name}: is a damaged history: {what}; import the files of its runs into another one"
+            ) from None
         except UnicodeEncodeError as problem:
             raise UsageError(f"{self.name}: {problem.object[:40]!r} cannot be kept: it is no Unicode") from None
 
@@ -178,8 +194,8 @@ def _make(database: Database) -> None:
 def _check(database: Database) -> None:
     with database.reading() as connection:
         row = connection.execute(select(schema.about)).first()
-    if row is None or row.schema < 1:
-        raise UsageError(f"{database.name}: is a damaged history: it does not say its schema")
+        if row is None or not isinstance(row.schema, int) or row.schema < 1:
+            raise Damaged("it does not say its schema")
     if row.schema > schema.SCHEMA:
         raise UsageError(
             f"{database.name}: has schema {row.schema}, this version reads {schema.SCHEMA}; pytest-llamaperf "

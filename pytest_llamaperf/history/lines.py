@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pytest_llamaperf.fingerprints import kind_of
 from pytest_llamaperf.history.versions import version_order
 from pytest_llamaperf.observations import Observation
 
 
 @dataclass(frozen=True)
 class Line:
-    """Of one case and metric, by version and time. `machine` names processor and GPUs, where they are known."""
+    """Of one case and metric, by version and time. `machine` names processor and GPUs, where they are known, and how GPUs are
+    set where that is unusual: see `fingerprints.kind_of`."""
 
     case: str
     metric: str
@@ -45,12 +47,17 @@ class Line:
 def lines_of(observations: Iterable[Observation]) -> tuple[Line, ...]:
     """By case and metric, and of each the line first that began first. Predictions and publications stand on their own."""
     found: dict[tuple[str, str, str, str, str, str, str], list[Observation]] = {}
-    for each in observations:
-        key = (each.case, each.metric, each.source, each.harness, each.unit, each.better, _machine(each))
+    several = tuple(observations)
+    # Many observations share the machine of their run.
+    machines = {
+        number: kind_of(machine) for number, machine in {id(one.machine): one.machine for one in several}.items()
+    }
+    for each in several:
+        key = (each.case, each.metric, each.source, each.harness, each.unit, each.better, machines[id(each.machine)])
         found.setdefault(key, []).append(each)
-    for several in found.values():
-        several.sort(key=lambda each: (version_order(each.version), each.when or ""))
-    lines = (Line(*key, tuple(several)) for key, several in found.items())
+    for line in found.values():
+        line.sort(key=lambda each: (version_order(each.version), each.when or ""))
+    lines = (Line(*key, tuple(line)) for key, line in found.items())
     return tuple(sorted(lines, key=_place))
 
 
@@ -63,15 +70,3 @@ def differing(one: Line, other: Line) -> tuple[str, ...]:
 def _place(line: Line) -> tuple[object, ...]:
     first = line.observations[0]
     return (line.case, line.metric, line.source, version_order(first.version), first.when or "", line.harness)
-
-
-def _machine(one: Observation) -> str:
-    """What decides how fast a machine is, not which of several alike it was, nor its driver."""
-    gpus = one.machine.get("gpus")
-    products = (
-        sorted(str(gpu.get("product")) for gpu in gpus if isinstance(gpu, dict))
-        if isinstance(gpus, list | tuple)
-        else []
-    )
-    named = [str(one.machine[key]) for key in ("processor", "name") if one.machine.get(key)]
-    return ", ".join([*named, *(f"{products.count(product)} x {product}" for product in dict.fromkeys(products))])

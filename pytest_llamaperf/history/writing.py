@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Column, Connection, Table, delete, func, insert, select, update
 
 from pytest_llamaperf.errors import UsageError
-from pytest_llamaperf.history.database import Database
+from pytest_llamaperf.history.database import Database, as_text
 from pytest_llamaperf.history.schema import PARTS, cases, observations, origins, runs
 from pytest_llamaperf.observations import Observation
 
@@ -164,7 +164,7 @@ class _Shared:
 
 
 def _digests(connection: Connection) -> dict[str, str]:
-    return {name: digest for name, digest in connection.execute(select(runs.c.name, runs.c.digest))}
+    return {as_text(name): as_text(digest) for name, digest in connection.execute(select(runs.c.name, runs.c.digest))}
 
 
 def _next_id(connection: Connection, table: Table) -> int:

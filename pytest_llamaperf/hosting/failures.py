@@ -28,6 +28,8 @@ class FailureKind(StrEnum):
     REQUEST = "request"  # one request was refused or failed
     BAD_REPORT = "bad-report"  # it ran something else than was asked, or does not say what it ran
     UNSTABLE = "unstable"  # the machine was not fit to measure on
+    LEAK = "leak"  # it left processes or GPU memory behind
+    BUSY = "busy"  # another session measures here
 
 
 MOST_LINES = 8  # of an exception's message: PyTorch's may go on with all frames of C++
@@ -78,6 +80,14 @@ _TOLD = {
     FailureKind.UNSTABLE: (
         "the machine was not fit to measure on",
         "see to that, then run again; a slower result here would have said nothing about the engine",
+    ),
+    FailureKind.LEAK: (
+        "the engine left something behind",
+        "end what is left before anything else is measured here; what this engine measured is not used",
+    ),
+    FailureKind.BUSY: (
+        "another session measures on this machine",
+        "wait until it has ended, or let this one wait for it: -o llamaperf_wait=SECONDS",
     ),
 }
 

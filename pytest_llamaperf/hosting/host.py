@@ -6,11 +6,9 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -22,7 +20,8 @@ from pytest_llamaperf.files import make_private, open_private
 from pytest_llamaperf.hosting.channel import Channel, Cut, Expired
 from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind, classify
 from pytest_llamaperf.hosting.phases import Deadlines, Phase
-from pytest_llamaperf.hosting.processes import OWNER, Family, memory_kills
+from pytest_llamaperf.hosting.processes import OWNER, Family, memory_kills, new_owner
+from pytest_llamaperf.interrupts import uninterrupted
 
 PROGRAM = Path(__file__).parents[1] / "children" / "program.py"
 DEFAULT_DEADLINES = Deadlines()
@@ -49,6 +48,8 @@ class Progress:
 class Host:
     """A running driver. Use it in a `with` statement, or close it; keep it to the thread that made it.
 
+    `environment` is what its process was started with. It may hold credentials: see `pytest_llamaperf.environment`.
+
     Linux ends the driver's process when that thread ends, however it ends. After any failure all its processes have
     been ended, and every further call raises that failure again.
     """
@@ -72,19 +73,23 @@ class Host:
         """
         self.deadlines, self.log = deadlines, log
         self._on_progress = on_progress
-        self._owner = uuid.uuid4().hex
+        self._owner = new_owner()
         self._memory_kills = memory_kills()
         self._calls = 0
+        self.longest: dict[Phase, float] = {}  # seconds of the longest call that was answered
         self._failure: EngineFailure | None = None
         self._ended = False
         quiet = SILENT if network else {**SILENT, **OFFLINE}
-        self._process = self._started(driver, python or Path(sys.executable), {**quiet, **environment})
+        self.environment = {**os.environ, **quiet, **environment, OWNER: self._owner}
+        self._process = self._started(driver, python or Path(sys.executable))
         self._family = Family(self.pid, self._owner)
         # With bufsize=0 and bytes, pipes of Popen are FileIO.
         writing, reading = cast(FileIO, self._process.stdin), cast(FileIO, self._process.stdout)
         self._channel = Channel(writing, reading, lambda: self._family.exit_by() is None)
         with self._ended_on_failure(Phase.LOAD, f"starting {driver}"):
-            self._answer(None, Phase.LOAD, time.monotonic() + deadlines.load)
+            began = time.monotonic()
+            self._answer(None, Phase.LOAD, began + deadlines.load)
+            self.longest[Phase.LOAD] = time.monotonic() - began
 
     @property
     def pid(self) -> int:
@@ -105,8 +110,15 @@ class Host:
         self._calls += 1
         asked = json.dumps({"id": self._calls, "command": command, "arguments": dict(arguments)}, allow_nan=False)
         with self._ended_on_failure(phase, repr(command)):
+            began = time.monotonic()
             self._channel.send(asked.encode("ascii"), until)
-            return self._answer(self._calls, phase, until)
+            answer = self._answer(self._calls, phase, until)
+            self.longest[phase] = max(self.longest.get(phase, 0.0), time.monotonic() - began)
+            return answer
+
+    def versions(self) -> dict[str, str]:
+        """Of what the driver's process has loaded by now: torch, cuda, cublas, cudnn, nccl ... Raises EngineFailure."""
+        return dict(self.call("versions", {}, Phase.LOAD))
 
     def close(self) -> None:
         """Let the driver close, then end what is left. Raises EngineFailure when it could not or took too long.
@@ -123,13 +135,13 @@ class Host:
                 raise Expired
         self.kill()
         if remains := self.left_over():
-            raise EngineFailure(FailureKind.HANG, Phase.CLOSE, "processes do not end", log=self.log, remains=remains)
+            raise EngineFailure(FailureKind.LEAK, Phase.CLOSE, "processes do not end", log=self.log, remains=remains)
 
     def kill(self) -> None:
         """End all processes of the driver, now. Never raises for those that do not end: see `left_over`."""
         if self._ended:
             return
-        with _no_interrupt():
+        with uninterrupted():
             self._family.end()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(REAP_PATIENCE)
@@ -157,7 +169,7 @@ class Host:
         else:
             self.kill()
 
-    def _started(self, driver: str | Path, python: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def _started(self, driver: str | Path, python: Path) -> subprocess.Popen[bytes]:
         try:
             make_private(self.log.parent)
             with os.fdopen(open_private(self.log), "ab") as log:
@@ -169,7 +181,7 @@ class Host:
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         stderr=log,
-                        env={**os.environ, **environment, OWNER: self._owner},
+                        env=self.environment,
                         start_new_session=True,  # so that Ctrl-C does not reach it, and a group can be ended
                     )
                 except (FileNotFoundError, PermissionError) as problem:
@@ -220,7 +232,11 @@ class Host:
             yield
         except Expired:
             self._family.show_stack()
-            self._fail(FailureKind.HANG, phase, f"{work} took longer than {self.deadlines.of(phase):g} s")
+            self._fail(
+                FailureKind.HANG,
+                phase,
+                f"{work} took longer than {self.deadlines.of(phase):g} s ({self.deadlines.origin(phase)})",
+            )
         except Cut as cut:
             ended = self._family.exit_by(time.monotonic() + EXIT_PATIENCE)
             if ended is None:
@@ -272,13 +288,3 @@ def _refused(name: str) -> NoReturn:
 def _shortened(line: bytes) -> str:
     text = line.decode("utf-8", errors="replace")
     return repr(text if len(text) <= 80 else text[:80] + "...")
-
-
-@contextlib.contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Ctrl-C waits: people press it twice, and what is being ended must be ended."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

