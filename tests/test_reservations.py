@@ -219,7 +219,7 @@ def test_shards_of_one_run_measure_side_by_side(hold: Hold, monkeypatch: pytest.
     assert said(hold("cpu")) == "reserved False"
 
     monkeypatch.setenv("LLAMAPERF_RUN", "run-2")
-    assert said(hold("cpu")).startswith("cpu is measured on by process")
+    assert said(hold("cpu")).startswith("refused: cpu is measured on by process")
 
     monkeypatch.delenv("LLAMAPERF_RUN")
-    assert said(hold("cpu")).startswith("cpu is measured on by process")
+    assert said(hold("cpu")).startswith("refused: cpu is measured on by process")
