@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -213,12 +214,12 @@ def test_children_do_not_hold_what_their_parent_has_reserved(hold: Hold, tmp_pat
 
 
 def test_shards_of_one_run_measure_side_by_side(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever started them shares the machine out."""
-    monkeypatch.setenv("LLAMAPERF_RUN", "run-1")
+    """Whoever started them shares the machine out. Ids of runs are unique: what goes on with a run ends what has its id."""
+    monkeypatch.setenv("LLAMAPERF_RUN", uuid.uuid4().hex)
     assert said(hold("cpu")) == "reserved True"
     assert said(hold("cpu")) == "reserved False"
 
-    monkeypatch.setenv("LLAMAPERF_RUN", "run-2")
+    monkeypatch.setenv("LLAMAPERF_RUN", uuid.uuid4().hex)
     assert said(hold("cpu")).startswith("refused: cpu is measured on by process")
 
     monkeypatch.delenv("LLAMAPERF_RUN")
