@@ -367,6 +367,20 @@ def test_a_shard_that_is_killed_is_tried_once_more(slow: Project) -> None:
     assert len(list((slow.path / "out" / "lost").iterdir())) == 1
 
 
+def test_shards_are_not_shut_out_of_the_machine_by_each_other(slow: Project) -> None:
+    """A session that measures reserves the CPU; these two have open engines at the same time."""
+    waiting = SLOW.replace('    with open("begun"', '    answers(case)\n    with open("begun"')
+    slow.write(suite=waiting.replace('str(case.layout) == "tp1" and ', ""))
+    process = slow.begin("run", "out", "--slots", "3")
+    try:
+        assert sorted(wait_for(lambda: len(slow.words("begun")) == 2 and slow.words("begun"))) == ["tp1", "tp2"]
+    finally:
+        (slow.path / "go").touch()
+        output, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 0, output
+
+
 def test_a_suite_that_changed_after_the_plan_is_no_whole_run(slow: Project) -> None:
     (slow.path / "go").touch()
     slow.write(suite=SLOW.replace('["tp1", "tp2"]', '["tp1", "pp2"]'))

@@ -36,8 +36,12 @@ def known_durations(paths: Sequence[Path], *, gpu: str, engine: str) -> list[Kno
 
 
 def _seconds(run: Run) -> dict[str, float]:
-    """Of tests that did their work: one that was skipped or broke took another time than it will."""
-    return {test.nodeid: test.duration for test in run.tests if test.outcome in ("passed", "failed", "waived")}
+    """Of tests that did their work: one that was skipped before it began, or broke, took another time than it will."""
+    return {
+        test.nodeid: test.duration
+        for test in run.tests
+        if test.outcome in ("passed", "failed", "waived") or (test.outcome == "skipped" and test.results)
+    }
 
 
 def expected(known: Sequence[Known], tests: Sequence[str], guess: float) -> tuple[float, str]:
