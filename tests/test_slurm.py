@@ -51,7 +51,7 @@ for name, answer in {
     "nvmlDeviceGetName": lambda handle: "NVIDIA H200",
     "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=150_754_820_096, free=1, used=2),
     "nvmlDeviceGetCurrentClocksEventReasons": lambda handle: 0,
-    "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}",
+    "nvmlDeviceGetUUID": lambda handle: f"GPU-{os.environ.get('SLURMD_NODENAME')}-{handle}",
 }.items():
     setattr(pynvml, name, answer)
 
@@ -236,7 +236,7 @@ def test_forty_shards_with_one_killed_one_that_hangs_and_a_drained_node(cluster:
     reasons = [reason for reason in run.merged["decision"]["reasons"] if reason.startswith("missing")]
     assert len(reasons) == 2
     hanging, killed = sorted(reasons, key=lambda reason: "SIGKILL" in reason)
-    assert re.search(r"tp4/\w+: .*; it was told to end at its time limit on n[12]", hanging)
+    assert re.search(r"tp4/\w+: was interrupted by SIGTERM, .*; it was told to end at its time limit on n[12]", hanging)
     assert f"it was ended by SIGKILL on {stays}; no other node is open to try it again ({drained} drain" in killed
     assert "a test of cooling" in killed
     assert f"node     {drained} drain" in run.log
@@ -425,7 +425,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_nothing_is_left(cluster: Cl
     found = run.command(*run.run_command)
 
     assert found.returncode == 2
-    assert "cannot be written: File exists" in found.stderr
+    assert re.search(r"results of a run/slurm/0001-.*: cannot be written: ", found.stderr)
     assert_nothing_left(cluster, run)
 
 
