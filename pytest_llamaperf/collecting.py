@@ -80,6 +80,12 @@ def narrow(config: pytest.Config, items: list[pytest.Item], acceptance: Acceptan
     config.stash[_ACCEPTED] = True
 
 
+def refuse_other_tests(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A run goes on with the tests it began with. Raises pytest.UsageError."""
+    if problem := problem_of_other_tests(config, [item.nodeid for item in items]):
+        _refuse(config, items, problem)
+
+
 def leave_out(config: pytest.Config, items: list[pytest.Item], left_out: Sequence[pytest.Item]) -> None:
     """Deselect what this session is not about. Nobody asked for that, so no gate counts it."""
     for item in left_out:
@@ -88,12 +94,6 @@ def leave_out(config: pytest.Config, items: list[pytest.Item], left_out: Sequenc
         gone = set(left_out)
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in gone]
-
-
-def refuse_other_tests(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A run goes on with the tests it began with. Raises pytest.UsageError."""
-    if problem := problem_of_other_tests(config, [item.nodeid for item in items]):
-        _refuse(config, items, problem)
 
 
 def _skip_what_lacks_something(items: Sequence[pytest.Item], acceptance: Acceptance) -> None:

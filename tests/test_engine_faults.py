@@ -65,6 +65,7 @@ class Driver:
         answer = {
             "traces": [[0.001 * n, 0.001 * n + 0.0005, 0.001 * n + 0.001, *both] for n, both in enumerate(lengths)],
             "peak_memory": 1000,
+            "dataset": "0" * 64,
         }
         if self.fault == HANGS_IN_RUN:
             while True: pass
@@ -82,10 +83,10 @@ class Driver:
         if self.fault == TALKS_GARBAGE:
             os.write(self.events, b"Loading weights: 100%\\n")
         if self.fault == CUTS_SHORT:
-            os.write(self.events, b'{"id": 2, "result": {"traces": [')
+            os.write(self.events, b'{"id": 3, "result": {"traces": [')
             os._exit(0)
         if self.fault == PRINTS:
-            print('{"id": 2, "result": "garbage"}', flush=True)
+            print('{"id": 3, "result": "garbage"}', flush=True)
             os.write(1, b"garbage\\n")
         if self.fault == ANSWERS_NAN:
             answer["peak_memory"] = float("nan")
@@ -137,7 +138,7 @@ FAULTS: list[tuple[str, int, str, float]] = [
     (
         "talks_garbage",
         9,
-        "the engine's driver broke the protocol (run): wanted answer 2, got 'Loading weights: 100%'",
+        "the engine's driver broke the protocol (run): wanted answer 3, got 'Loading weights: 100%'",
         0,
     ),
     ("cuts_short", 10, "the engine's driver broke the protocol (run): 'run': the answer is cut off after", 0),

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from shard_builders import campaign, leave_results, shard
 
-from pytest_llamaperf.scaling.contract import GRANT, Campaign
-from pytest_llamaperf.scaling.local import Node, Outcome
+from pytest_llamaperf.scaling.contract import GRANT, Campaign, Outcome
+from pytest_llamaperf.scaling.local import Node
 from pytest_llamaperf.scaling.manifest import Shard
 from pytest_llamaperf.scaling.watching import Lines, LiveTable, Standing, duration, ranges, summary, watcher
 
@@ -256,7 +256,7 @@ def test_a_terminal_gets_a_table_and_a_log_gets_lines() -> None:
     assert isinstance(terminal, LiveTable)
     from pytest_llamaperf.scaling.watching import Busy
 
-    busy = Busy(shard("[red]a[/red]", minutes=5.0), (0, 1, 3), 61.0)
+    busy = Busy(shard("[red]a[/red]", minutes=5.0), "0-1,3", 61.0)
     terminal.show(Standing((busy,), (shard("later"),), 3, 1, 7200.0))
     terminal.tell("started  [red]a[/red] on 0-1,3")
     terminal.close()
@@ -271,6 +271,24 @@ def test_a_terminal_gets_a_table_and_a_log_gets_lines() -> None:
         "2 h 0 min",
     ):
         assert told in shown.getvalue(), told
+
+
+def test_of_very_many_shards_at_work_some_are_shown_and_the_rest_is_counted() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from pytest_llamaperf.scaling.watching import Busy
+
+    terminal = watcher(Console(file=(shown := StringIO()), force_terminal=True, width=120, height=60))
+    terminal.show(Standing(tuple(Busy(shard(f"a{n}"), "n1", 1.0) for n in range(25)), (), 0, 0, None))
+    terminal.close()
+
+    assert "a19" in shown.getvalue()
+    assert "a20" not in shown.getvalue()
+    assert "and 5 more" in shown.getvalue()
+    assert "25 running, 0 waiting" in shown.getvalue()
+    assert "left" not in shown.getvalue()
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (5400, "1 h 30 min")])

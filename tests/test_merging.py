@@ -54,6 +54,26 @@ def test_the_junit_has_a_suite_for_each_shard(whole: Campaign) -> None:
     assert [len(suite.findall("testcase")) for suite in suites] == [2, 1]
 
 
+def test_why_a_shard_has_no_results_is_told_where_somebody_noted_it(whole: Campaign) -> None:
+    cut_off(whole)
+    whole.note(A, "it was ended by SIGKILL on n1")
+    whole.note(B, "of an earlier try")
+
+    result = merge(whole)
+
+    assert result.exit_code == 3
+    assert "missing: a: cut off after 2 tests" in result.output
+    assert "; it was ended by SIGKILL on n1\n" in result.output
+    assert "of an earlier try" not in result.output
+
+
+def test_a_session_that_was_told_to_end_has_a_report_and_goes_on_later(whole: Campaign) -> None:
+    fewer_tests(whole)
+
+    assert whole.has_report(A)
+    assert whole.remaining() == [A]
+
+
 def cut_off(of: Campaign) -> None:
     (of.folder(A) / "run.json").unlink()
 
@@ -111,10 +131,6 @@ def unfinished(of: Campaign) -> None:
     leave_results(of, A, record(nodeid="suite.py::test_a"), record(nodeid="suite.py::test_a2", outcome="unfinished"))
 
 
-def interrupted(of: Campaign) -> None:
-    leave_results(of, A, interrupted="SIGTERM")
-
-
 def no_junit(of: Campaign) -> None:
     (of.folder(A) / JUNIT).unlink()
 
@@ -151,7 +167,6 @@ FAULTS: dict[Callable[[Campaign], None], str] = {
     other_tests: "has tests that were not planned, as suite.py::test_a3",
     fewer_tests: "missing: a: 1 test of 2 did not run, as suite.py::test_a2",
     unfinished: "missing: a: 1 test of 2 did not run, as suite.py::test_a2",
-    interrupted: "missing: a: was interrupted by SIGTERM, in ",
     no_junit: "junit.xml: cannot be read",
     truncated_junit: "junit.xml: is no XML",
     junit_of_fewer: "junit.xml: tells of 1 test otherwise than run.json, as suite.py::test_a2",

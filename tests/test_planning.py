@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import case, record
+from builders import case, record, result
 from hypothesis import given
 from hypothesis import strategies as st
 from shard_builders import about, campaign, edited, leave_results, shard
@@ -19,7 +19,7 @@ from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.hardware import FoundGpu, Machine
 from pytest_llamaperf.hosting.processes import Exit
 from pytest_llamaperf.runs import RunHeader, run_document, to_json
-from pytest_llamaperf.scaling.contract import End, Ending
+from pytest_llamaperf.scaling.contract import End
 from pytest_llamaperf.scaling.devices import devices_of
 from pytest_llamaperf.scaling.durations import known_durations
 from pytest_llamaperf.scaling.guessing import load_seconds, work_seconds
@@ -174,6 +174,18 @@ def test_what_earlier_runs_took_goes_before_a_guess(tmp_path: Path) -> None:
     assert shards["b"].basis == "a guess"
 
 
+def test_what_a_test_without_a_promise_took_is_known(tmp_path: Path) -> None:
+    """It skips when all is measured."""
+    test = dataclasses.replace(record(result("no-baseline", nodeid="1"), outcome="skipped"), duration=60.0)
+    (tmp_path / "1").mkdir()
+    header = RunHeader("8a1c", NOW, "cpu", "torch")
+    (tmp_path / "1" / "run.json").write_text(to_json(run_document(header, [test], Decision(("no promise",)))))
+
+    (known,) = known_durations([tmp_path / "1"], gpu="cpu", engine="torch")
+
+    assert known.of(["1"]) == 60.0
+
+
 def test_larger_models_load_and_work_longer_and_more_gpus_work_faster() -> None:
     small = case("tensorrt-llm/llama-3.1-8b/modelopt-fp8/tp8/max-throughput-128-128")
     large = case("tensorrt-llm/llama-3.3-70b/modelopt-fp8/tp8/max-throughput-128-128")
@@ -280,16 +292,6 @@ def test_how_a_shard_ended_says_whether_it_is_tried_again(tmp_path: Path) -> Non
     leave_results(found, only)
     assert found.ending(only, Exit(status=1)).end is End.DONE
     assert found.ending(only, Exit(signal=9)).end is End.LOST
-
-
-def test_a_shard_that_was_asked_to_end_is_not_done_and_lost(tmp_path: Path) -> None:
-    """pytest ends in order then, and writes its files."""
-    found = campaign(tmp_path / "out", shard("a"))
-    (only,) = found.manifest.shards
-    leave_results(found, only, interrupted="SIGTERM")
-
-    assert found.remaining() == [only]
-    assert found.ending(only, Exit(status=2)) == Ending(End.LOST, "was ended by SIGTERM")
 
 
 def test_what_an_attempt_left_is_set_aside(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_run_tells_what_interrupted_it_what_never_ran_and_what_it_cost(tmp_pat
     "change",
     [
         {"engines": [{}]},
-        {"engines": [{"engine": "e", "hardware": "cpu", "gpus": 1, "held": float("inf"), "spent": {}}]},
+        {"engines": [{"engine": "e", "hardware": "cpu", "gpus": 1, "held": "long", "spent": {}}]},
         {"engines": [{"engine": "e", "hardware": "cpu", "gpus": 1, "held": 1.0, "spent": {"asleep": 1.0}}]},
         {"not_run": 1},
         {"run": {**dataclasses.asdict(HEADER), "sessions": "2"}},

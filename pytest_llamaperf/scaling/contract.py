@@ -10,16 +10,19 @@ directory, and leaves the rest to `merging`. A shard is a process that
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llamaperf.errors import UsageError
-from pytest_llamaperf.reservations import RUN
+from pytest_llamaperf.files import write_atomically
+from pytest_llamaperf.records import UNFINISHED
 from pytest_llamaperf.runs import Run, RunHeader, read_run
 from pytest_llamaperf.runtimes import installed_versions
 from pytest_llamaperf.scaling.manifest import About, Manifest, Shard, read_manifest
@@ -28,7 +31,9 @@ from pytest_llamaperf.wording import shown_path
 if TYPE_CHECKING:
     from pytest_llamaperf.hosting.processes import Exit
 
-# In the environment of a shard, beside RUN, which its results repeat: the name of the whole machine that its devices are a part of, by which promises for a machine are found.
+# In the environment of a shard: the id of its run, which its results repeat.
+RUN = "LLAMAPERF_RUN"
+# ... and the name of the whole machine that its devices are a part of, by which promises for a machine are found.
 MACHINE = "LLAMAPERF_MACHINE"
 
 # ... and the devices it was given: indices of CPU slots, or what stands in CUDA_VISIBLE_DEVICES. Who has it measures beside
@@ -41,6 +46,10 @@ SHARDS = "shards"
 LOST = "lost"
 JUNIT = "junit.xml"
 OUTPUT = "output.log"
+REASON = "no-results.txt"
+
+# Attempts at a shard that was lost: it may do better a second time, and seldom a third.
+ATTEMPTS = 2
 
 # Exit statuses of pytest after which a shard has results: passed, failed, nothing collected.
 WITH_RESULTS = (0, 1, 5)
@@ -60,6 +69,16 @@ class Ending:
 
     end: End
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run at a place. `without` are shards that ended without results, and why; `left` those that were not
+    ended; `interrupted`: somebody asked to stop."""
+
+    without: Mapping[str, str]
+    left: tuple[Shard, ...]
+    interrupted: bool
 
 
 @dataclass(frozen=True)
@@ -92,18 +111,19 @@ class Campaign:
         return [shard for shard in self.manifest.shards if not self.is_done(shard)]
 
     def is_done(self, shard: Shard) -> bool:
-        """Whether its results are there, whole and of this run; what they say is not looked at."""
-        found = self._results(shard)
-        if found is None or found.header.interrupted or found.not_run:
+        """Whether its results are there, whole and of this run; what they say is not looked at. Those of a session that was
+        told to end are a report, and not whole."""
+        if not self.has_report(shard):
             return False
-        return belongs(found.header, self.manifest, shard)
-
-    def _results(self, shard: Shard) -> Run | None:
-        path = self.folder(shard) / "run.json"
         try:
-            return read_run(path) if path.is_file() else None
+            run = read_run(self.folder(shard) / "run.json")
         except UsageError:
-            return None
+            return False
+        return belongs(run.header, self.manifest, shard) and not lacking(run, shard)
+
+    def has_report(self, shard: Shard) -> bool:
+        """Whether its pytest came to its own end, also by being told to: it wrote a run.json."""
+        return (self.folder(shard) / "run.json").is_file()
 
     def ending(self, shard: Shard, exit: Exit) -> Ending:
         """What an ended process has come to. Killed by a signal, or unable to write: lost. What pytest itself refuses is
@@ -112,9 +132,6 @@ class Campaign:
             return Ending(End.DONE)
         if exit.signal is not None:
             return Ending(End.LOST, f"died by {exit}")
-        found = self._results(shard)
-        if found is not None and (by := found.header.interrupted or "").startswith("SIG"):
-            return Ending(End.LOST, f"was ended by {by}")
         if exit.status in WITH_RESULTS:
             return Ending(End.LOST, f"{exit}, and its results are not whole")
         return Ending(End.BROKEN, f"pytest ended with {exit}")
@@ -130,6 +147,33 @@ class Campaign:
         while (target := lost / f"{folder.name}-{attempt}").exists():
             attempt += 1
         folder.rename(target)
+
+    def note(self, shard: Shard, reason: str) -> None:
+        """Keep why a shard has no results, for who merges: its own files cannot say who killed it."""
+        self.folder(shard).mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder(shard) / REASON, f"{reason}\n")
+
+    def reason(self, shard: Shard) -> str:
+        """What was noted, empty where nothing was."""
+        try:
+            return (self.folder(shard) / REASON).read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            return ""
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Raises UsageError where another process runs the same manifest, on this machine or through a shared folder."""
+        from filelock import FileLock, Timeout  # every pytest session imports this module
+
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UsageError(f"{shown_path(self.path)}: another `llamaperf run` is at work there") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def check(self) -> None:
         """Refuse to start what could not be merged. Raises UsageError.
@@ -163,6 +207,12 @@ def campaign_of(path: Path) -> Campaign:
 
 def belongs(header: RunHeader, manifest: Manifest, shard: Shard) -> bool:
     return header.shard.get("run") == manifest.id and header.shard.get("key") == shard.key
+
+
+def lacking(run: Run, shard: Shard) -> list[str]:
+    """Tests of the shard that did not run to their end."""
+    ran = {test.nodeid for test in run.tests if test.outcome != UNFINISHED}
+    return [test for test in shard.tests if test not in ran]
 
 
 def refuse_foreign(found: Path, manifest: Manifest) -> None:

@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 
-from filelock import FileLock, Timeout
-
+from pytest_llamaperf.engines import PREDICTED
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.hosting.processes import Exit, Family
-from pytest_llamaperf.reservations import RUN
-from pytest_llamaperf.scaling.contract import DEVICES, GRANT, MACHINE, OUTPUT, Campaign, End, Ending
+from pytest_llamaperf.reservations import CPU_NAME, SETTING, Taken, folder, reserve
+from pytest_llamaperf.scaling.contract import (
+    ATTEMPTS,
+    DEVICES,
+    GRANT,
+    MACHINE,
+    OUTPUT,
+    RUN,
+    Campaign,
+    End,
+    Ending,
+    Outcome,
+)
 from pytest_llamaperf.scaling.manifest import Shard
 from pytest_llamaperf.scaling.queueing import Running, Waiting, queue_of, seconds_left, startable
+from pytest_llamaperf.scaling.stopping import stopping
 from pytest_llamaperf.scaling.watching import Busy, Standing, Watcher, duration, ranges
 from pytest_llamaperf.wording import shown_path
 
-# Attempts at a shard that was lost: the machine may do better a second time, and seldom a third.
-ATTEMPTS = 2
 # Seconds between two looks at what has ended, and between two pictures of how things stand.
 GLANCE, PICTURE = 0.05, 1.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """`without` are shards that ended without results, and why; `left` those that were never begun."""
-
-    without: dict[str, str]
-    left: tuple[Shard, ...]
-    interrupted: bool
 
 
 @dataclass
@@ -74,9 +72,9 @@ class Node:
         """Every shard that has no results yet. Ctrl-C, SIGTERM and SIGHUP end those under way, and the rest waits for
         the next `run`.
 
-        Raises UsageError where another process runs the same manifest.
+        Raises UsageError where another process runs the same manifest, or measures on this node.
         """
-        with self._locked(), _stopping() as stopped:
+        with self.campaign.locked(), self._reserved(), stopping() as stopped:
             self._end_what_was_left()
             remaining = self.campaign.remaining()
             self._done = len(self.campaign.manifest.shards) - len(remaining)
@@ -96,16 +94,25 @@ class Node:
             return Outcome(self._without, tuple(left), bool(stopped))
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = FileLock(self.campaign.path / ".lock", timeout=0)
+    def _reserved(self) -> Iterator[None]:
+        """The whole node, where shards measure: they belong to this process, and nobody else measures beside them."""
+        about, place = self.campaign.manifest.about, folder()
+        if about.engine == PREDICTED:
+            yield
+            return
         try:
-            lock.acquire()
-        except Timeout:
-            raise UsageError(f"{shown_path(self.campaign.path)}: another `llamaperf run` is at work there") from None
+            reservation = reserve(self.devices if about.on_gpus else [CPU_NAME], place)
+        except Taken as taken:
+            raise UsageError(f"{taken}; wait for its end, or end it") from None
+        except OSError as problem:
+            raise UsageError(
+                f"{place}: cannot be locked, so another session could measure beside this run: "
+                f"{problem.strerror or problem}; name a folder that can be in {SETTING}"
+            ) from None
         try:
             yield
         finally:
-            lock.release()
+            reservation.release()
 
     def _end_what_was_left(self) -> None:
         """Of an earlier `run` that was killed: whatever it started still holds devices."""
@@ -139,13 +146,13 @@ class Node:
     def _start(self, shard: Shard, demand: int, devices: tuple[int, ...]) -> None:
         campaign = self.campaign
         campaign.set_aside(shard)
-        folder = campaign.folder(shard)
-        folder.mkdir(parents=True)
+        results = campaign.folder(shard)
+        results.mkdir(parents=True)
         mark, given = uuid.uuid4().hex, ",".join(self.devices[number] for number in devices)
         environment = {**os.environ, **campaign.environment(), GRANT: mark, DEVICES: given, MACHINE: self.machine}
         if campaign.manifest.about.on_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = given
-        with (folder / OUTPUT).open("wb") as output:
+        with (results / OUTPUT).open("wb") as output:
             process = subprocess.Popen(
                 campaign.command(shard),
                 cwd=campaign.manifest.about.directory,
@@ -208,30 +215,15 @@ class Node:
             self.watcher.tell(f"ended    {shard} after {duration(seconds)}")
             return
         self._without[shard.key] = ending.reason
+        self.campaign.note(shard, ending.reason)
         output = shown_path(self.campaign.folder(shard) / OUTPUT)
         self.watcher.tell(f"no results of {shard}: {ending.reason}; its output: {output}")
 
     def _show(self, queue: Sequence[Shard]) -> None:
         now = time.monotonic()
-        running = tuple(Busy(each.shard, each.devices, now - each.began) for each in self._running)
+        running = tuple(Busy(each.shard, ranges(each.devices), now - each.began) for each in self._running)
         waiting = self._waiting(queue)
         left = seconds_left(waiting, self._at_work(), devices=self._usable(), now=now)
         by_key = {shard.key: shard for shard in queue}
         next_ones = tuple(by_key[each.key] for each in waiting)
         self.watcher.show(Standing(running, next_ones, self._done, len(self._without), left))
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[list[int]]:
-    """A list of the signals that asked to stop; what is being ended is not disturbed by a second one."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -16,10 +16,10 @@ from pathlib import Path
 from pytest_llamaperf.baselines import read_baselines
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.gates import Decision, decide
-from pytest_llamaperf.records import UNFINISHED, TestRecord
+from pytest_llamaperf.records import TestRecord
 from pytest_llamaperf.requirements import promised_by, required_for
 from pytest_llamaperf.runs import Run, RunHeader, read_run
-from pytest_llamaperf.scaling.contract import JUNIT, SHARDS, Campaign
+from pytest_llamaperf.scaling.contract import JUNIT, SHARDS, Campaign, lacking
 from pytest_llamaperf.scaling.junit import Suites, read_suites
 from pytest_llamaperf.scaling.manifest import About, Shard
 from pytest_llamaperf.waivers import waivers_for
@@ -49,7 +49,7 @@ def merge(campaign: Campaign) -> Merged:
         try:
             runs[shard.key] = _read(campaign, shard)
         except _Unusable as problem:
-            problems[shard.key] = str(problem)
+            problems[shard.key] = "; ".join(filter(None, (str(problem), campaign.reason(shard))))
     for key, why in _of_other_machines({key: run.header for key, run in runs.items()}).items():
         del runs[key]
         problems[key] = why
@@ -63,17 +63,15 @@ def merge(campaign: Campaign) -> Merged:
             suites.add_problem(shard.key, problems[shard.key])
     told = (*problems.values(), *_foreign_folders(campaign))
     tests = [test for shard in campaign.manifest.shards if shard.key in runs for test in _tests(campaign, shard, runs)]
-    headers = [run.header for run in runs.values()]
     ran = {test.nodeid for test in tests}
-    not_run = tuple(test for shard in campaign.manifest.shards for test in shard.tests if test not in ran)
-    whole = Run(
-        _header(campaign, headers),
+    run = Run(
+        _header(campaign, [run.header for run in runs.values()]),
         tuple(tests),
-        _decision(campaign, runs, tests, len(not_run), told),
-        not_run,
-        tuple(use for run in runs.values() for use in run.engines),
+        _decision(campaign, runs, tests, told),
+        not_run=tuple(nodeid for shard in campaign.manifest.shards for nodeid in shard.tests if nodeid not in ran),
+        engines=tuple(use for run in runs.values() for use in run.engines),
     )
-    return Merged(whole, told, suites.text())
+    return Merged(run, told, suites.text())
 
 
 class _Unusable(Exception):
@@ -100,12 +98,9 @@ def _read(campaign: Campaign, shard: Shard) -> Run:
         raise _Unusable(f"foreign: {shard}: {where} was run with {apart}")
     if strange := {test.nodeid for test in run.tests} - set(shard.tests):
         raise _Unusable(f"foreign: {shard}: {where} has tests that were not planned, as {min(strange)}")
-    if run.header.interrupted:
-        raise _Unusable(f"missing: {shard}: was interrupted by {run.header.interrupted}, in {where}")
-    ran = {test.nodeid for test in run.tests if test.outcome != UNFINISHED}
-    if lacking := [test for test in shard.tests if test not in ran]:
+    if absent := lacking(run, shard):
         raise _Unusable(
-            f"missing: {shard}: {counted(len(lacking), 'test')} of {len(shard.tests)} did not run, as {lacking[0]}"
+            f"missing: {shard}: {counted(len(absent), 'test')} of {len(shard.tests)} did not run, as {absent[0]}"
         )
     return run
 
@@ -187,7 +182,7 @@ def _header(campaign: Campaign, headers: Sequence[RunHeader]) -> RunHeader:
 
 
 def _decision(
-    campaign: Campaign, runs: Mapping[str, Run], tests: Sequence[TestRecord], not_run: int, problems: Sequence[str]
+    campaign: Campaign, runs: Mapping[str, Run], tests: Sequence[TestRecord], problems: Sequence[str]
 ) -> Decision:
     """Over all tests, as one pytest would make it; with what each shard says went wrong beside its tests."""
     about, manifest = campaign.manifest.about, campaign.manifest
@@ -196,7 +191,7 @@ def _decision(
     book = read_baselines(Path(about.baselines), about.gpu, machines.most_common(1)[0][0] if machines else "")
     decision = decide(
         tests,
-        not_run=not_run,
+        not_run=sum(len(shard.tests) for shard in manifest.shards) - len(tests),
         deselected=manifest.deselected,
         required=required_for(about.gpu, about.under_test, root=root, given=given),
         promised=promised_by(book, about.under_test),

@@ -13,28 +13,28 @@ from rich.text import Text
 
 from pytest_llamaperf.scaling.manifest import Shard
 
-# Shards of the queue that are shown.
-_NEXT = 3
+# Shards that are shown: of those at work, and of the queue.
+_AT_WORK, _NEXT = 20, 3
 
 
 @dataclass(frozen=True)
 class Busy:
-    """A shard that runs on `devices`; `seconds` since its start."""
+    """A shard that runs at a `place`, which are devices or nodes; `seconds` since its start."""
 
     shard: Shard
-    devices: tuple[int, ...]
+    place: str
     seconds: float
 
 
 @dataclass(frozen=True)
 class Standing:
-    """`left` is in seconds, as far as it is known; `without` counts shards that ended without results."""
+    """`left` is in seconds, None where others decide what runs when; `without` counts shards that ended without results."""
 
     running: tuple[Busy, ...]
     waiting: tuple[Shard, ...]
     done: int
     without: int
-    left: float
+    left: float | None
 
 
 class Watcher(Protocol):
@@ -86,11 +86,13 @@ def watcher(console: Console) -> Watcher:
 
 def _drawn(standing: Standing) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("devices", "since", "of about", "shard"):
+    for heading in ("on", "since", "of about", "shard"):
         table.add_column(heading, header_style="dim", no_wrap=True)
-    for busy in sorted(standing.running, key=lambda busy: busy.devices):
+    for busy in standing.running[:_AT_WORK]:
         expected = duration(busy.shard.minutes * 60)
-        table.add_row(ranges(busy.devices), duration(busy.seconds), expected, Text(str(busy.shard)))
+        table.add_row(busy.place, duration(busy.seconds), expected, Text(str(busy.shard)))
+    if (more := len(standing.running) - _AT_WORK) > 0:
+        table.add_row(f"and {more} more", style="dim")
     for shard in standing.waiting[:_NEXT]:
         table.add_row("next", "", duration(shard.minutes * 60), Text(str(shard)), style="dim")
     return Group(table, Text(summary(standing), style="bold", no_wrap=True))
@@ -102,7 +104,8 @@ def summary(standing: Standing) -> str:
     parts = [f"{standing.done} of {total} shards done"]
     parts += [f"{standing.without} without results"] if standing.without else []
     parts += [f"{len(standing.running)} running, {len(standing.waiting)} waiting"]
-    return f"{', '.join(parts)}; about {duration(standing.left)} left"
+    left = "" if standing.left is None else f"; about {duration(standing.left)} left"
+    return f"{', '.join(parts)}{left}"
 
 
 def duration(seconds: float) -> str:
