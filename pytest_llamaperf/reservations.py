@@ -4,8 +4,8 @@ A session that measures has a file for each of them, locked by the operating sys
 it ends, its lock ends with it. Who comes looks at the files of others under a lock of the folder, which takes no time.
 A file that nobody locks is of a session that was killed, and is removed.
 
-A session that a test of another one runs is part of that, and not shut out, nor are shards by what runs them, or by each
-other. See docs/decisions/0022-fit-gpus.md.
+A session that a test of another one runs is part of that, and not shut out; nor are shards of one run, to which
+`llamaperf run` shares the machine out. See docs/decisions/0022-fit-gpus.md.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import psutil
 from pytest_llamaperf.wording import printable
 
 SETTING = "LLAMAPERF_LOCKS"
+RUN = "LLAMAPERF_RUN"  # in the environment of a shard: the id of its run
 DEFAULT = Path("/tmp/llamaperf-locks")  # not TMPDIR, which schedulers set for each job
 CPU_NAME = "cpu"
 SUFFIX = ".session"
@@ -40,20 +41,23 @@ class Taken(Exception):
 
 @dataclass(frozen=True)
 class Holder:
-    """A session that measures. `namespace` is that of its process number."""
+    """A session that measures. `namespace` is that of its process number; `run` that it is a shard of, empty for none."""
 
     pid: int
     namespace: str
     since: str
     command: str
+    run: str = ""
 
     @classmethod
     def this(cls) -> Holder:
         since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return cls(os.getpid(), _namespace(), since, _command())
+        return cls(os.getpid(), _namespace(), since, _command(), os.environ.get(RUN, ""))
 
     def belongs_to(self, other: Holder, ancestors: Sequence[int]) -> bool:
-        """Whether this session, whose ancestors those are, is part of the other one."""
+        """Whether this session, whose ancestors those are, is part of the other one, or of the same run."""
+        if self.run and self.run == other.run:
+            return True
         return self.namespace == other.namespace and other.pid in (self.pid, *ancestors)
 
     def __str__(self) -> str:
@@ -102,11 +106,10 @@ def _reserved(names: Sequence[str], root: Path) -> Reservation:
     alone = True
     with _locked(root):
         for name in names:
-            others = list(_holders(root, name))
-            if any(other and me.belongs_to(other, ancestors) for other in others):
-                alone = False  # and whoever else measures there is a part of the same
-            elif others:
-                raise Taken(f"{name} is measured on by {others[0] or 'a process that does not say who it is'}")
+            for other in _holders(root, name):
+                if other is None or not me.belongs_to(other, ancestors):
+                    raise Taken(f"{name} is measured on by {other or 'a process that does not say who it is'}")
+                alone = False
         files: dict[Path, int] = {}
         try:
             for name in names:

@@ -131,6 +131,10 @@ def unfinished(of: Campaign) -> None:
     leave_results(of, A, record(nodeid="suite.py::test_a"), record(nodeid="suite.py::test_a2", outcome="unfinished"))
 
 
+def interrupted(of: Campaign) -> None:
+    leave_results(of, A, interrupted="SIGTERM")
+
+
 def no_junit(of: Campaign) -> None:
     (of.folder(A) / JUNIT).unlink()
 
@@ -167,6 +171,7 @@ FAULTS: dict[Callable[[Campaign], None], str] = {
     other_tests: "has tests that were not planned, as suite.py::test_a3",
     fewer_tests: "missing: a: 1 test of 2 did not run, as suite.py::test_a2",
     unfinished: "missing: a: 1 test of 2 did not run, as suite.py::test_a2",
+    interrupted: "missing: a: was interrupted by SIGTERM, in ",
     no_junit: "junit.xml: cannot be read",
     truncated_junit: "junit.xml: is no XML",
     junit_of_fewer: "junit.xml: tells of 1 test otherwise than run.json, as suite.py::test_a2",

@@ -19,7 +19,7 @@ from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.hardware import FoundGpu, Machine
 from pytest_llamaperf.hosting.processes import Exit
 from pytest_llamaperf.runs import RunHeader, run_document, to_json
-from pytest_llamaperf.scaling.contract import End
+from pytest_llamaperf.scaling.contract import End, Ending
 from pytest_llamaperf.scaling.devices import devices_of
 from pytest_llamaperf.scaling.durations import known_durations
 from pytest_llamaperf.scaling.guessing import load_seconds, work_seconds
@@ -292,6 +292,16 @@ def test_how_a_shard_ended_says_whether_it_is_tried_again(tmp_path: Path) -> Non
     leave_results(found, only)
     assert found.ending(only, Exit(status=1)).end is End.DONE
     assert found.ending(only, Exit(signal=9)).end is End.LOST
+
+
+def test_a_shard_that_was_asked_to_end_is_not_done_and_lost(tmp_path: Path) -> None:
+    """pytest ends in order then, and writes its files."""
+    found = campaign(tmp_path / "out", shard("a"))
+    (only,) = found.manifest.shards
+    leave_results(found, only, interrupted="SIGTERM")
+
+    assert found.remaining() == [only]
+    assert found.ending(only, Exit(status=2)) == Ending(End.LOST, "was ended by SIGTERM")
 
 
 def test_what_an_attempt_left_is_set_aside(tmp_path: Path) -> None:

@@ -210,3 +210,16 @@ def test_children_do_not_hold_what_their_parent_has_reserved(hold: Hold, tmp_pat
         for stream in (parent.stdin, parent.stdout):
             assert stream is not None
             stream.close()
+
+
+def test_shards_of_one_run_measure_side_by_side(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever started them shares the machine out."""
+    monkeypatch.setenv("LLAMAPERF_RUN", "run-1")
+    assert said(hold("cpu")) == "reserved True"
+    assert said(hold("cpu")) == "reserved False"
+
+    monkeypatch.setenv("LLAMAPERF_RUN", "run-2")
+    assert said(hold("cpu")).startswith("refused: cpu is measured on by process")
+
+    monkeypatch.delenv("LLAMAPERF_RUN")
+    assert said(hold("cpu")).startswith("refused: cpu is measured on by process")

@@ -24,6 +24,7 @@ from pytest_llamaperf.interrupts import Interrupts, uninterrupted
 from pytest_llamaperf.measurements import Source
 from pytest_llamaperf.records import UNFINISHED, WAIVED, TestRecord
 from pytest_llamaperf.requirements import Requirement
+from pytest_llamaperf.reservations import RUN
 from pytest_llamaperf.resuming import (
     RESUMED,
     RESUMPTION,
@@ -37,7 +38,6 @@ from pytest_llamaperf.resuming import (
 )
 from pytest_llamaperf.runs import Collected, Log, Run, RunHeader, RunLog, read_durations, run_document, to_json
 from pytest_llamaperf.runtimes import installed_versions
-from pytest_llamaperf.scaling.contract import RUN
 from pytest_llamaperf.summaries.markdown import markdown_of
 from pytest_llamaperf.wording import counted, shown_path
 

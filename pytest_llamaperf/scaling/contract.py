@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import write_atomically
 from pytest_llamaperf.records import UNFINISHED
+from pytest_llamaperf.reservations import RUN
 from pytest_llamaperf.runs import Run, RunHeader, read_run
 from pytest_llamaperf.runtimes import installed_versions
 from pytest_llamaperf.scaling.manifest import About, Manifest, Shard, read_manifest
@@ -31,9 +32,7 @@ from pytest_llamaperf.wording import shown_path
 if TYPE_CHECKING:
     from pytest_llamaperf.hosting.processes import Exit
 
-# In the environment of a shard: the id of its run, which its results repeat.
-RUN = "LLAMAPERF_RUN"
-# ... and the name of the whole machine that its devices are a part of, by which promises for a machine are found.
+# In the environment of a shard, beside RUN, which its results repeat: the name of the whole machine that its devices are a part of, by which promises for a machine are found.
 MACHINE = "LLAMAPERF_MACHINE"
 
 # ... and the devices it was given: indices of CPU slots, or what stands in CUDA_VISIBLE_DEVICES. Who has it measures beside
@@ -113,13 +112,17 @@ class Campaign:
     def is_done(self, shard: Shard) -> bool:
         """Whether its results are there, whole and of this run; what they say is not looked at. Those of a session that was
         told to end are a report, and not whole."""
-        if not self.has_report(shard):
+        found = self._results(shard)
+        if found is None or found.header.interrupted:
             return False
+        return belongs(found.header, self.manifest, shard) and not lacking(found, shard)
+
+    def _results(self, shard: Shard) -> Run | None:
+        path = self.folder(shard) / "run.json"
         try:
-            run = read_run(self.folder(shard) / "run.json")
+            return read_run(path) if path.is_file() else None
         except UsageError:
-            return False
-        return belongs(run.header, self.manifest, shard) and not lacking(run, shard)
+            return None
 
     def has_report(self, shard: Shard) -> bool:
         """Whether its pytest came to its own end, also by being told to: it wrote a run.json."""
@@ -132,6 +135,9 @@ class Campaign:
             return Ending(End.DONE)
         if exit.signal is not None:
             return Ending(End.LOST, f"died by {exit}")
+        found = self._results(shard)
+        if found is not None and (by := found.header.interrupted or "").startswith("SIG"):
+            return Ending(End.LOST, f"was ended by {by}")
         if exit.status in WITH_RESULTS:
             return Ending(End.LOST, f"{exit}, and its results are not whole")
         return Ending(End.BROKEN, f"pytest ended with {exit}")

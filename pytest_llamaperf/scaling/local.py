@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pytest_llamaperf.engines import PREDICTED
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.hosting.processes import Exit, Family
-from pytest_llamaperf.reservations import CPU_NAME, SETTING, Taken, folder, reserve
+from pytest_llamaperf.reservations import CPU_NAME, RUN, SETTING, Taken, folder, reserve
 from pytest_llamaperf.scaling.contract import (
     ATTEMPTS,
     DEVICES,
     GRANT,
     MACHINE,
     OUTPUT,
-    RUN,
     Campaign,
     End,
     Ending,

@@ -63,15 +63,17 @@ def merge(campaign: Campaign) -> Merged:
             suites.add_problem(shard.key, problems[shard.key])
     told = (*problems.values(), *_foreign_folders(campaign))
     tests = [test for shard in campaign.manifest.shards if shard.key in runs for test in _tests(campaign, shard, runs)]
+    headers = [run.header for run in runs.values()]
     ran = {test.nodeid for test in tests}
-    run = Run(
-        _header(campaign, [run.header for run in runs.values()]),
+    not_run = tuple(test for shard in campaign.manifest.shards for test in shard.tests if test not in ran)
+    whole = Run(
+        _header(campaign, headers),
         tuple(tests),
-        _decision(campaign, runs, tests, told),
-        not_run=tuple(nodeid for shard in campaign.manifest.shards for nodeid in shard.tests if nodeid not in ran),
-        engines=tuple(use for run in runs.values() for use in run.engines),
+        _decision(campaign, runs, tests, len(not_run), told),
+        not_run,
+        tuple(use for run in runs.values() for use in run.engines),
     )
-    return Merged(run, told, suites.text())
+    return Merged(whole, told, suites.text())
 
 
 class _Unusable(Exception):
@@ -98,6 +100,8 @@ def _read(campaign: Campaign, shard: Shard) -> Run:
         raise _Unusable(f"foreign: {shard}: {where} was run with {apart}")
     if strange := {test.nodeid for test in run.tests} - set(shard.tests):
         raise _Unusable(f"foreign: {shard}: {where} has tests that were not planned, as {min(strange)}")
+    if run.header.interrupted:
+        raise _Unusable(f"missing: {shard}: was interrupted by {run.header.interrupted}, in {where}")
     if absent := lacking(run, shard):
         raise _Unusable(
             f"missing: {shard}: {counted(len(absent), 'test')} of {len(shard.tests)} did not run, as {absent[0]}"
@@ -182,7 +186,7 @@ def _header(campaign: Campaign, headers: Sequence[RunHeader]) -> RunHeader:
 
 
 def _decision(
-    campaign: Campaign, runs: Mapping[str, Run], tests: Sequence[TestRecord], problems: Sequence[str]
+    campaign: Campaign, runs: Mapping[str, Run], tests: Sequence[TestRecord], not_run: int, problems: Sequence[str]
 ) -> Decision:
     """Over all tests, as one pytest would make it; with what each shard says went wrong beside its tests."""
     about, manifest = campaign.manifest.about, campaign.manifest
@@ -191,7 +195,7 @@ def _decision(
     book = read_baselines(Path(about.baselines), about.gpu, machines.most_common(1)[0][0] if machines else "")
     decision = decide(
         tests,
-        not_run=sum(len(shard.tests) for shard in manifest.shards) - len(tests),
+        not_run=not_run,
         deselected=manifest.deselected,
         required=required_for(about.gpu, about.under_test, root=root, given=given),
         promised=promised_by(book, about.under_test),
