@@ -160,16 +160,19 @@ class Folder:
     def ini(self, *lines: str) -> None:
         (self.path / "pytest.ini").write_text("\n".join(["[pytest]", *lines]) + "\n")
 
-    def start(self, *options: str, **popen: Any) -> subprocess.Popen[str]:
+    def environment(self) -> dict[str, str]:
+        """Of every process: its files, locks and cache are those of this folder."""
         taken_away = ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "CUDA_VISIBLE_DEVICES", "COLUMNS")
-        environment = {name: value for name, value in os.environ.items() if name not in taken_away} | {
+        return {name: value for name, value in os.environ.items() if name not in taken_away} | {
             "TMPDIR": str(self.path / "tmp"), "LLAMAPERF_CACHE": str(self.path / "cache"), "LLAMAPERF_LOCKS": str(self.path / "locks"), "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1", OURS: str(self.path),
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         }  # fmt: skip
+
+    def start(self, *options: str, **popen: Any) -> subprocess.Popen[str]:
         given = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, **popen}
         command = [sys.executable, "-m", "pytest", "-W", "error", "-p", "llamaperf", "-p", "no:cacheprovider", *options]
-        return subprocess.Popen(command, cwd=self.path, env=environment, text=True, **given)
+        return subprocess.Popen(command, cwd=self.path, env=self.environment(), text=True, **given)
 
     def run(self, *options: str, patience: float = 3 * PATIENCE) -> pytest.RunResult:
         """Output and errors in one."""

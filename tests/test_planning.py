@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import case, record
+from builders import case, record, result
 from hypothesis import given
 from hypothesis import strategies as st
 from shard_builders import about, campaign, edited, leave_results, shard
@@ -172,6 +172,18 @@ def test_what_earlier_runs_took_goes_before_a_guess(tmp_path: Path) -> None:
     shards = {each.key: each for each in found.manifest.shards}
     assert (shards["a"].minutes, shards["a"].basis) == (3.0, "2 earlier runs")
     assert shards["b"].basis == "a guess"
+
+
+def test_what_a_test_without_a_promise_took_is_known(tmp_path: Path) -> None:
+    """It skips when all is measured."""
+    test = dataclasses.replace(record(result("no-baseline", nodeid="1"), outcome="skipped"), duration=60.0)
+    (tmp_path / "1").mkdir()
+    header = RunHeader("8a1c", NOW, "cpu", "torch")
+    (tmp_path / "1" / "run.json").write_text(to_json(run_document(header, [test], Decision(("no promise",)))))
+
+    (known,) = known_durations([tmp_path / "1"], gpu="cpu", engine="torch")
+
+    assert known.of(["1"]) == 60.0
 
 
 def test_larger_models_load_and_work_longer_and_more_gpus_work_faster() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from engine_sessions import OURS, Folder, fake_engine, wait_for
+from engine_sessions import Folder, fake_engine, wait_for
 
 from pytest_llamaperf.scaling.manifest import read_manifest
 
@@ -64,13 +64,10 @@ class Project(Folder):
     """A folder with a suite whose engines take no time, in which `llamaperf` is typed."""
 
     def begin(self, *arguments: str) -> subprocess.Popen[str]:
-        taken_away = ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "CUDA_VISIBLE_DEVICES", "COLUMNS")
-        environment = {name: value for name, value in os.environ.items() if name not in taken_away}
-        environment |= {"TMPDIR": str(self.path / "tmp"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", OURS: str(self.path)}
         program = "from pytest_llamaperf.commands import main; main(prog_name='llamaperf')"
         command = [sys.executable, "-c", program, *arguments]
         return subprocess.Popen(
-            command, cwd=self.path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command, cwd=self.path, env=self.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
