@@ -1,4 +1,4 @@
-"""Hypothesis: no deadline on machines shared with others, and in CI the same examples every time."""
+"""What all tests have in common. Hypothesis: no deadline on machines shared with others, and in CI the same examples every time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ import uuid
 
 import pytest
 from hypothesis import settings
+from reliability_page import faults
 
 settings.register_profile("llamaperf", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("llamaperf")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m faults`: the fault table of docs/reliability.md."""
+    for item in items:
+        if isinstance(item, pytest.Function) and (item.path.name, item.originalname) in faults():
+            item.add_marker(pytest.mark.faults)
 
 
 @pytest.fixture(autouse=True)
