@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 from engine_sessions import Folder
 from test_against import CONFTEST as ENGINE
 from test_against import SUITE
+
+from pytest_llamaperf.files import checksum
 
 # The engines of test_against; the process is killed when it opens the engine whose number is in `killed`, as by the kernel.
 CONFTEST = """
@@ -99,14 +102,19 @@ def test_a_cut_off_comparison_is_not_begun_anew_by_accident(folder: Folder) -> N
     assert (folder.path / "out" / "against.jsonl").read_bytes() == kept
 
 
+def change_header(folder: Folder, change: Callable[[dict[str, Any]], object]) -> None:
+    """What the journal says it is about, with a checksum that fits."""
+    path = folder.path / "out" / "against.jsonl"
+    first, *lines = path.read_text().splitlines()
+    header = json.loads(first)
+    change(header["about"])
+    path.write_text("\n".join([json.dumps({**header, "checksum": checksum(header)}), *lines, ""]))
+
+
 def test_another_build_does_not_go_on_with_what_was_measured_of_this_one(folder: Folder) -> None:
     write(folder, killed=8)
     compare(folder)
-    path = folder.path / "out" / "against.jsonl"
-    header, *lines = path.read_text().splitlines()
-    before = json.loads(header)
-    before["about"]["installed"]["pytest"] = "8.0"
-    path.write_text("\n".join([json.dumps(before), *lines, ""]))
+    change_header(folder, lambda about: about["installed"].update(pytest="8.0"))
 
     result = compare(folder, "--resume")
 
@@ -117,11 +125,7 @@ def test_another_build_does_not_go_on_with_what_was_measured_of_this_one(folder:
 def test_a_comparison_does_not_go_on_on_another_machine(folder: Folder) -> None:
     write(folder, killed=8)
     compare(folder)
-    path = folder.path / "out" / "against.jsonl"
-    header, *lines = path.read_text().splitlines()
-    before = json.loads(header)
-    before["about"] |= {"processor": "a processor", "GPU power limit": "500 W"}
-    path.write_text("\n".join([json.dumps(before), *lines, ""]))
+    change_header(folder, lambda about: about.update({"processor": "a processor", "GPU power limit": "500 W"}))
 
     result = compare(folder, "--resume")
 
