@@ -714,7 +714,15 @@ def test_cases_of_other_hardware_are_left_out_and_counted(pytester: pytest.Pytes
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     result.assert_outcomes(deselected=2)
     result.stdout.fnmatch_lines(
-        ["llamaperf: this run is about cpu and torch; 2 cases of other hardware or engines left out*"]
+        ["llamaperf: this run is about cpu and torch; 2 cases of other hardware or engines left out (--gpu h200 *)"]
+    )
+
+
+def test_a_prediction_is_not_told_that_it_could_predict(measured: Any) -> None:
+    result = measured("--gpu=h200", "--engine=predicted", "--collect-only", suite=SUITE)
+
+    result.stdout.fnmatch_lines(
+        ["llamaperf: this run is about h200 and predicted; 1 case of other hardware or engines left out"]
     )
 
 
