@@ -120,7 +120,8 @@ class Acceptance:
     @functools.cached_property
     def bench(self) -> Bench:
         """Where this run's cases are measured."""
-        return self._bench(self.restarts)
+        # Before an engine is opened: no engine holds anything while another session is waited for.
+        return self._bench(self.restarts, self._take_machine if self.measures else lambda: None)
 
     @property
     def restarts(self) -> int:
@@ -132,7 +133,7 @@ class Acceptance:
         """In each restart, beside the one that warms up."""
         return self.settings.rounds or (2 if self.gpu == CPU else 3)
 
-    def _bench(self, restarts: int, steady: Steady = lambda: None) -> Bench:
+    def _bench(self, restarts: int, steady: Steady) -> Bench:
         on_cpu = self.gpu == CPU
         sampling = Sampling(
             restarts,
@@ -325,6 +326,8 @@ class Acceptance:
     @contextlib.contextmanager
     def opened(self, spec: EngineSpec) -> Iterator[Engine]:
         """An open engine for a test to use by hand, closed afterwards. Raises as `open` does, and as the engine closes."""
+        if self.measures:
+            self._take_machine()
         holding = (self.ledger if self.measures else Ledger()).hold(spec)
         try:
             with holding.doing(Activity.LOAD):
