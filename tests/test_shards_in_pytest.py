@@ -349,7 +349,7 @@ def test_what_was_interrupted_goes_on_with_what_is_left(slow: Project, number: s
     (slow.path / "go").touch()
     again = slow.llamaperf("run", "out", "--slots", "2")
     assert again.returncode == 0
-    assert "2 passed; of 2 shards" in again.stdout
+    assert "2 passed, in 2 shards" in again.stdout
     assert slow.words("begun") == ["tp2", "tp1", "tp1"]
 
 
@@ -384,7 +384,7 @@ def test_a_shard_that_is_killed_is_tried_once_more(slow: Project) -> None:
 
     assert process.returncode == 0, output
     assert "died by signal 9 (SIGKILL); it is tried once more" in output
-    assert "2 passed; of 2 shards" in output
+    assert "2 passed, in 2 shards" in output
     assert len(list((slow.path / "out" / "lost").iterdir())) == 1
 
 
