@@ -359,6 +359,8 @@ class Acceptance:
             )
         if self.settings.against:
             self._check_against()
+        elif self.settings.allowed:
+            raise UsageError("--allow-difference is about the two builds of --against; add --against, or leave it out")
         if self.settings.resume and not self.settings.results:
             raise UsageError("--resume goes on with what --results keeps; add --results DIR, the folder of that run")
         if self.settings.resume and self.settings.record:
@@ -417,7 +419,7 @@ class Acceptance:
                 f"--gpu {self.gpu}: there is none in this machine; found: {self.machine}.\n"
                 f"These would work here:\n"
                 f"  pytest suites/ --gpu {self.gpu} --engine predicted   (NVIDIA's operator times; needs no GPU)\n"
-                f"  pytest suites/ --gpu cpu                     (the embedded model; needs the torch engine)"
+                f"  pytest suites/ --gpu {CPU:{len(self.gpu)}}                      (the embedded model; needs the torch engine)"
             )
 
     def check_engine(self) -> None:

@@ -825,6 +825,7 @@ def test_what_was_published_for_tensorrt_llm_is_tested_by_both_of_its_engines(
         (["--gpu=h20"], "*--gpu: unknown GPU 'h20'; did you mean 'h200'? known: auto, b200, cpu, h100, h200"),
         (["--engine=tensorrt"], "*unknown engine 'tensorrt'; did you mean 'tensorrt-llm'? known: *"),
         (["--restarts=0"], "*--restarts: a whole number from 1 up, not '0'"),
+        (["--allow-difference=x"], "ERROR: --allow-difference is about the two builds of --against; add --against, *"),
         (["--gpu=h200"], "ERROR: --gpu h200: there is none in this machine; found: no NVIDIA GPU*"),
         (["--engine=predicted", "--gpu=cpu"], "ERROR: --engine predicted needs the GPU to predict: *"),
     ],
