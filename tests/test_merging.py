@@ -191,6 +191,8 @@ def test_a_shard_that_is_no_evidence_is_named_and_blocks(whole: Campaign, fault:
     run = read_run(whole.path)
     assert run.decision is not None
     assert any(FAULTS[fault] in reason for reason in run.decision.reasons)
+    goes_on = any("`llamaperf run`" in remedy for remedy in run.decision.remedies)
+    assert goes_on == FAULTS[fault].startswith("missing")
     assert "suite.py::test_b" in [test.nodeid for test in run.tests]  # what there is, is shown
 
 
