@@ -120,7 +120,8 @@ class Acceptance:
     @functools.cached_property
     def bench(self) -> Bench:
         """Where this run's cases are measured."""
-        return self._bench(self.restarts)
+        # Before an engine is opened: no engine holds anything while another session is waited for.
+        return self._bench(self.restarts, self._take_machine if self.measures else lambda: None)
 
     @property
     def restarts(self) -> int:
@@ -132,7 +133,7 @@ class Acceptance:
         """In each restart, beside the one that warms up."""
         return self.settings.rounds or (2 if self.gpu == CPU else 3)
 
-    def _bench(self, restarts: int, steady: Steady = lambda: None) -> Bench:
+    def _bench(self, restarts: int, steady: Steady) -> Bench:
         on_cpu = self.gpu == CPU
         sampling = Sampling(
             restarts,
@@ -325,6 +326,8 @@ class Acceptance:
     @contextlib.contextmanager
     def opened(self, spec: EngineSpec) -> Iterator[Engine]:
         """An open engine for a test to use by hand, closed afterwards. Raises as `open` does, and as the engine closes."""
+        if self.measures:
+            self._take_machine()
         holding = (self.ledger if self.measures else Ledger()).hold(spec)
         try:
             with holding.doing(Activity.LOAD):
@@ -356,6 +359,8 @@ class Acceptance:
             )
         if self.settings.against:
             self._check_against()
+        elif self.settings.allowed:
+            raise UsageError("--allow-difference is about the two builds of --against; add --against, or leave it out")
         if self.settings.resume and not self.settings.results:
             raise UsageError("--resume goes on with what --results keeps; add --results DIR, the folder of that run")
         if self.settings.resume and self.settings.record:
@@ -414,7 +419,7 @@ class Acceptance:
                 f"--gpu {self.gpu}: there is none in this machine; found: {self.machine}.\n"
                 f"These would work here:\n"
                 f"  pytest suites/ --gpu {self.gpu} --engine predicted   (NVIDIA's operator times; needs no GPU)\n"
-                f"  pytest suites/ --gpu cpu                     (the embedded model; needs the torch engine)"
+                f"  pytest suites/ --gpu {CPU:{len(self.gpu)}}                      (the embedded model; needs the torch engine)"
             )
 
     def check_engine(self) -> None:

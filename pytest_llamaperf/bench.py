@@ -32,7 +32,7 @@ T = TypeVar("T")
 # What an open engine says to the questions of a case; raises EngineError.
 Ask = Callable[[Case, Engine], object]
 
-# Whether the machine is what it was; raises EngineFailure where it is not.
+# Whether the machine is this session's, and what it was; raises EngineError where it is not.
 Steady = Callable[[], None]
 
 # Closes an engine, and sees that it gives everything back: raises EngineError where it does not, and returns why nobody can
@@ -177,7 +177,7 @@ class Bench:
             self._steady()
             self._restarted(jobs, restart)
             self._steady()
-        except EngineFailure as failure:
+        except EngineError as failure:
             for job in jobs:
                 job.fail_all(failure)
 

@@ -246,8 +246,8 @@ def told_after_collection(config: pytest.Config, acceptance: Acceptance) -> list
     if not elsewhere:
         return []
     left_out = f"{counted(elsewhere, 'case')} of other hardware or engines left out"
-    hint = "--gpu h200 --engine predicted predicts those of GPUs without one"
-    return [f"llamaperf: this run is about {acceptance.gpu} and {acceptance.engine_kind}; {left_out} ({hint})"]
+    hint = " (--gpu h200 --engine predicted predicts those of GPUs without one)" if acceptance.measures else ""
+    return [f"llamaperf: this run is about {acceptance.gpu} and {acceptance.engine_kind}; {left_out}{hint}"]
 
 
 def note_case(item: pytest.Item) -> Case | None:

@@ -180,7 +180,7 @@ def read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except OSError as problem:
-        raise DocumentError(path, 1, f"cannot be read: {problem.strerror}") from None
+        raise DocumentError(path, None, f"cannot be read: {problem.strerror}") from None
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as problem:

@@ -27,12 +27,14 @@ class UsageError(LlamaperfError):
 
 
 class DocumentError(UsageError):
-    """A YAML file says something it may not say."""
+    """A YAML file says something it may not say; without a line it cannot be read at all."""
 
-    def __init__(self, path: Path, line: int, problem: str, *, where: str = "") -> None:
+    def __init__(self, path: Path, line: int | None, problem: str, *, where: str = "") -> None:
         self.path, self.line, self.problem, self.where = path, line, problem, where
         place = where if where.isprintable() else repr(where)  # a key of the file, which may try to paint the terminal
-        super().__init__(f"{shown_path(path)}:{line}: {place + ': ' if where else ''}{problem}")
+        super().__init__(
+            f"{shown_path(path)}{'' if line is None else f':{line}'}: {place + ': ' if where else ''}{problem}"
+        )
 
 
 class EngineError(LlamaperfError):

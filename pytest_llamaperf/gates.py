@@ -141,6 +141,11 @@ _REMEDIES = (
         "no-baseline: promise it in the file that its test names, or, for this machine alone, by a run with --record",
     ),
     ("inconclusive", "inconclusive: measure again with more --restarts, on a machine that does nothing else"),
+    ("missing", "missing: `llamaperf run`, with the folder of the run, goes on with these shards"),
+    (
+        "the session ended early",
+        "the session ended early: where it had --results, the same command with --resume goes on",
+    ),
     ("predicted, not measured", "predicted, not measured: run on the hardware, without --engine predicted"),
 )
 

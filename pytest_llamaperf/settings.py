@@ -143,7 +143,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--record",
         action="store_true",
-        help="write what was measured and is not promised in git to DIR/local/<machine>.yaml, as promises for this "
+        help="write what was measured and is not promised in git to DIR/local/<gpu>-<machine>.yaml, as promises for this "
         "machine, with tolerances from the spread between restarts",
     )
     group.addoption(

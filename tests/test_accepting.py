@@ -296,7 +296,7 @@ def test_a_promise_that_was_removed_since_is_not_made_anew(place: Place) -> None
     before, _, after = FILE.partition("    ttft_median:\n")
     place.path.write_text(before + "\n  " + after[after.index(OTHER) :])
 
-    assert "stands now, nothing: measure it again" in place.left_out(result)
+    assert "a promise that does not stand here: see --baselines, or measure it again" in place.left_out(result)
 
 
 def test_what_was_judged_against_another_build_or_by_one_machine_can_be_accepted(place: Place) -> None:

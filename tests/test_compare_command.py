@@ -182,6 +182,13 @@ def test_a_case_that_broke_is_missing_with_its_error(llamaperf: Any, tmp_path: P
     assert llamaperf(after, before, "--fail-on", "regression").exit_code == 3  # nothing was compared
 
 
+def test_an_error_of_two_lines_is_told_on_one(llamaperf: Any, tmp_path: Path) -> None:
+    broken = Judged.of_error("a.py::x", case(f"{KEY}-128-128").to_dict(), "hang (load)\nsee the log")
+    before, after = write(tmp_path / "a", judged((100.0,))), write(tmp_path / "b", broken)
+
+    assert "(error: hang (load); see the log)" in llamaperf(before, after).stdout
+
+
 @pytest.mark.parametrize(
     ("before", "after", "why"),
     [

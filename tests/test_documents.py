@@ -30,7 +30,8 @@ def refusal(read: Callable[[], object]) -> DocumentError:
     with pytest.raises(DocumentError) as caught:
         read()
     error = caught.value
-    assert str(error).startswith(f"{error.path}:{error.line}: ")
+    place = f"{error.path}" if error.line is None else f"{error.path}:{error.line}"
+    assert str(error).startswith(f"{place}: ")
     return error
 
 
@@ -71,7 +72,7 @@ def test_a_file_that_could_be_misread_is_refused(
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     error = refusal(lambda: read_document(tmp_path / "none.yaml"))
 
-    assert str(error) == f"{tmp_path / 'none.yaml'}:1: cannot be read: No such file or directory"
+    assert str(error) == f"{tmp_path / 'none.yaml'}: cannot be read: No such file or directory"
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

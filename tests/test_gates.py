@@ -370,3 +370,9 @@ def test_on_a_cpu_there_is_nothing_to_watch() -> None:
     on_cpu = {**result().case, "hardware": "cpu"}
 
     assert decide([record(dataclasses.replace(result(), case=on_cpu, metrics={"output_throughput": 1.0}))]).releasable
+
+
+def test_a_run_that_was_cut_off_is_told_how_to_go_on() -> None:
+    assert Decision(("the session ended early, by SIGTERM",)).remedies == (
+        "the session ended early: where it had --results, the same command with --resume goes on",
+    )

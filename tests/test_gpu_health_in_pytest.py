@@ -364,6 +364,7 @@ def test_a_second_session_on_the_machine_is_refused_and_names_the_first(
         messages(document),
     )
     assert second.words() == []  # no engine was opened beside the first one's
+    assert document["engines"] == []  # and none held anything meanwhile
     (first.path / "enough").touch()
     process.communicate(timeout=60)
     assert {entry["outcome"] for entry in first.run_json()["results"]} == {"no-baseline"}

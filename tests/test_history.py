@@ -90,6 +90,15 @@ def llamaperf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return run
 
 
+def test_into_a_file_no_name_is_folded(llamaperf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+
+    told = llamaperf("--model", "llama-3.1-405b", "--gpu", "h200", "--layout", "tp8").stdout
+
+    assert "modelopt-fp8  tp8" in told
+    assert "0.20-prerelease  " in told
+
+
 def test_what_is_added_is_found_again_as_it_was(location: str, history: History) -> None:
     given = (observed(), observed(0.02, metric="ttft_median", unit="s", better="lower", values=(), outcome=None))
     added = history.add(given)

@@ -37,7 +37,7 @@ def test_whole_shards_become_one_run_that_everybody_reads(whole: Campaign) -> No
     result = merge(whole)
 
     assert result.exit_code == 0, result.output
-    assert "3 passed; of 2 shards" in result.output
+    assert "3 passed, in 2 shards" in result.output
     run = read_run(whole.path)
     assert run.header.id == whole.manifest.id
     assert [test.nodeid for test in run.tests] == ["suite.py::test_a", "suite.py::test_a2", "suite.py::test_b"]
@@ -171,7 +171,7 @@ FAULTS: dict[Callable[[Campaign], None], str] = {
     other_tests: "has tests that were not planned, as suite.py::test_a3",
     fewer_tests: "missing: a: 1 test of 2 did not run, as suite.py::test_a2",
     unfinished: "missing: a: 1 test of 2 did not run, as suite.py::test_a2",
-    interrupted: "missing: a: was interrupted by SIGTERM, in ",
+    interrupted: "missing: a: ended early (SIGTERM), in ",
     no_junit: "junit.xml: cannot be read",
     truncated_junit: "junit.xml: is no XML",
     junit_of_fewer: "junit.xml: tells of 1 test otherwise than run.json, as suite.py::test_a2",
@@ -191,6 +191,8 @@ def test_a_shard_that_is_no_evidence_is_named_and_blocks(whole: Campaign, fault:
     run = read_run(whole.path)
     assert run.decision is not None
     assert any(FAULTS[fault] in reason for reason in run.decision.reasons)
+    goes_on = any("`llamaperf run`" in remedy for remedy in run.decision.remedies)
+    assert goes_on == FAULTS[fault].startswith("missing")
     assert "suite.py::test_b" in [test.nodeid for test in run.tests]  # what there is, is shown
 
 
@@ -301,4 +303,4 @@ def test_without_any_shard_there_is_a_run_that_says_so(tmp_path: Path) -> None:
     result = merge(nothing)
 
     assert result.exit_code == 3
-    assert "no tests; of 2 shards, 2 of which are no evidence" in result.output
+    assert "no tests, in 2 shards, 2 of which are no evidence" in result.output

@@ -224,6 +224,14 @@ def test_a_manifest_of_another_version_or_edited_is_refused(tmp_path: Path, chan
         read_manifest(found.path)
 
 
+def test_the_run_of_a_session_is_no_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(to_json(run_document(RunHeader("8a1c", NOW, "h200", "predicted"), [], Decision(()))))
+
+    with pytest.raises(UsageError, match=r"run.json: is no manifest as this version writes it: 'planned' is missing"):
+        read_manifest(path)
+
+
 def test_a_manifest_that_is_cut_off_or_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot be read: .*; `llamaperf plan` writes one"):
         read_manifest(tmp_path)

@@ -714,7 +714,15 @@ def test_cases_of_other_hardware_are_left_out_and_counted(pytester: pytest.Pytes
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     result.assert_outcomes(deselected=2)
     result.stdout.fnmatch_lines(
-        ["llamaperf: this run is about cpu and torch; 2 cases of other hardware or engines left out*"]
+        ["llamaperf: this run is about cpu and torch; 2 cases of other hardware or engines left out (--gpu h200 *)"]
+    )
+
+
+def test_a_prediction_is_not_told_that_it_could_predict(measured: Any) -> None:
+    result = measured("--gpu=h200", "--engine=predicted", "--collect-only", suite=SUITE)
+
+    result.stdout.fnmatch_lines(
+        ["llamaperf: this run is about h200 and predicted; 1 case of other hardware or engines left out"]
     )
 
 
@@ -817,6 +825,7 @@ def test_what_was_published_for_tensorrt_llm_is_tested_by_both_of_its_engines(
         (["--gpu=h20"], "*--gpu: unknown GPU 'h20'; did you mean 'h200'? known: auto, b200, cpu, h100, h200"),
         (["--engine=tensorrt"], "*unknown engine 'tensorrt'; did you mean 'tensorrt-llm'? known: *"),
         (["--restarts=0"], "*--restarts: a whole number from 1 up, not '0'"),
+        (["--allow-difference=x"], "ERROR: --allow-difference is about the two builds of --against; add --against, *"),
         (["--gpu=h200"], "ERROR: --gpu h200: there is none in this machine; found: no NVIDIA GPU*"),
         (["--engine=predicted", "--gpu=cpu"], "ERROR: --engine predicted needs the GPU to predict: *"),
     ],

@@ -433,13 +433,39 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_run_of_several_sessions_says_so() -> None:
+    found = run_of(result(300.0, 301.0), result(310.0, 311.0), header=dataclasses.replace(HEADER, sessions=2))
+    first, second = found.tests
+    resumed = dataclasses.replace(found, tests=(first, dataclasses.replace(second, session=2)))
+
+    assert "<dt>Sessions</dt><dd>2, one after another; 1 test of earlier ones</dd>" in page(resumed)
+    assert "<dt>Sessions</dt>" not in page(run_of(result(300.0, 301.0)))
+
+
+def test_a_chart_that_leaves_promises_out_says_so() -> None:
+    one = result(300.0, 301.0)
+    values = [dataclasses.replace(one, case={**one.case, "workload": f"rate-{rate}"}) for rate in range(1, 11)]
+
+    assert "Against the promises, the 8 of 10 nearest to their limits" in page(run_of(*values))
+    assert "nearest to their limits" not in page(run_of(*values[:8]))
+
+
+def test_a_machine_without_gpus_has_none_and_no_brackets() -> None:
+    header = dataclasses.replace(HEADER, fingerprint={"gpus": [], "topology": {}, "driver": None})
+
+    text = page(run_of(result(300.0, 301.0), header=header))
+
+    assert all(f"<dt>{name}</dt><dd>none</dd>" in text for name in ("gpus", "topology", "driver"))
+
+
 def test_the_command_writes_the_page_beside_the_run_or_where_it_is_told(folder: Path) -> None:
     beside = CliRunner().invoke(main, ["report", str(folder)])
     told = CliRunner().invoke(main, ["report", str(folder / "run.json"), "-o", str(folder / "new" / "page.html")])
 
     assert (beside.exit_code, told.exit_code) == (0, 0)
     assert (folder / "report.html").read_text() == (folder / "new" / "page.html").read_text()
-    assert f"written: {folder / 'report.html'}" in beside.output
+    assert f"written: {folder / 'report.html'} (" in beside.output
+    assert " KiB)" in beside.output
 
 
 @pytest.mark.parametrize("package", ["jinja2", "vl_convert"])

@@ -157,6 +157,7 @@ def test_a_signal_leaves_files_that_say_so(folder: Folder, number: signal.Signal
 
     assert found.returncode == pytest.ExitCode.INTERRUPTED
     assert "INTERNALERROR" not in found.stdout
+    assert "cut off: the same command with --resume goes on" in found.stdout
     document = folder.run_json()
     assert document["run"]["interrupted"] == number.name
     assert [short(nodeid) for nodeid in document["not_run"]] == ["test_last"]
@@ -194,6 +195,7 @@ def test_it_goes_on_to_what_it_would_have_come_to(folder: Folder, number: signal
     assert len([line for line in lines if "test" in line]) == 7  # each once
     assert (document["run"]["sessions"], document["run"]["interrupted"]) == (2, None)
     assert [test["session"] for test in document["tests"]] == [1, 1, 1, 2, 2, 2, 2]
+    assert "cut off:" not in result.stdout.str()
     assert counts("\n".join(result.outlines)) == counts("\n".join(uninterrupted.outlines))
     result.stdout.fnmatch_lines(
         [

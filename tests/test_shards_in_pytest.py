@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from engine_sessions import Folder, fake_engine, wait_for
 
+from pytest_llamaperf.hardware import find_machine
 from pytest_llamaperf.scaling.manifest import read_manifest
 
 SUITE = """
@@ -50,6 +51,16 @@ def test_not_today():
 
 def test_wrong():
     assert 1 == 2, "arithmetic"
+"""
+
+FORECAST = """
+import pytest
+
+@pytest.mark.cases(
+    model="llama-3.1-8b", recipe=["bf16", "modelopt-fp8"], layout="tp1", workload="max-throughput-128-128", hardware="h200"
+)
+def test_speed(case, measure):
+    measure(case)
 """
 
 RECIPES = ("bf16", "modelopt-fp8", "llama-fp8")
@@ -165,6 +176,19 @@ def test_the_plan_tells_shards_and_what_they_cost(sharded: dict[str, Any]) -> No
     assert "a process each test:" in told
     assert "10 processes" in told
     assert "out/manifest.json" in told
+    assert [line.split()[3] for line in told.splitlines() if line.split()[1:2] == ["1"]] == ["no", "yes"]
+    assert f"on one node of {max(2, find_machine().cores)} slots: about" in told, "as `llamaperf run` shares them out"
+
+
+def test_a_plan_of_predictions_says_nothing_about_shards_that_measure(project: Project) -> None:
+    project.write(forecast=FORECAST)
+
+    told = project.llamaperf(
+        "plan", "forecast.py", "-p", "llamaperf", "--gpu", "h200", "--engine", "predicted", "--results", "forecast"
+    ).stdout
+
+    assert [line.split()[:4] for line in told.splitlines()][1] == ["2", "1", "slot", "yes"]
+    assert "may share it" not in told
 
 
 def test_every_shard_keeps_the_contract(project: Project, sharded: dict[str, Any]) -> None:
@@ -325,7 +349,7 @@ def test_what_was_interrupted_goes_on_with_what_is_left(slow: Project, number: s
     (slow.path / "go").touch()
     again = slow.llamaperf("run", "out", "--slots", "2")
     assert again.returncode == 0
-    assert "2 passed; of 2 shards" in again.stdout
+    assert "2 passed, in 2 shards" in again.stdout
     assert slow.words("begun") == ["tp2", "tp1", "tp1"]
 
 
@@ -360,7 +384,7 @@ def test_a_shard_that_is_killed_is_tried_once_more(slow: Project) -> None:
 
     assert process.returncode == 0, output
     assert "died by signal 9 (SIGKILL); it is tried once more" in output
-    assert "2 passed; of 2 shards" in output
+    assert "2 passed, in 2 shards" in output
     assert len(list((slow.path / "out" / "lost").iterdir())) == 1
 
 

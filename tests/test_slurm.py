@@ -236,11 +236,11 @@ def test_forty_shards_with_one_killed_one_that_hangs_and_a_drained_node(cluster:
     reasons = [reason for reason in run.merged["decision"]["reasons"] if reason.startswith("missing")]
     assert len(reasons) == 2
     hanging, killed = sorted(reasons, key=lambda reason: "SIGKILL" in reason)
-    assert re.search(r"tp4/\w+: was interrupted by SIGTERM, .*; it was told to end at its time limit on n[12]", hanging)
+    assert re.search(r"tp4/\w+: ended early \(SIGTERM\), .*; it was told to end at its time limit on n[12]", hanging)
     assert f"it was ended by SIGKILL on {stays}; no other node is open to try it again ({drained} drain" in killed
     assert "a test of cooling" in killed
     assert f"node     {drained} drain" in run.log
-    assert "of 40 shards, 2 of which are no evidence" in run.log
+    assert "in 40 shards, 2 of which are no evidence" in run.log
     junit = (run.results / "junit.xml").read_text()
     assert junit.count('classname="llamaperf.shard"') == 2
     assert_nothing_left(cluster, run)
@@ -296,7 +296,7 @@ def test_whatever_stops_the_run_cancels_its_jobs_and_it_goes_on_later(
 
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("ended ") == 1
-    assert "3 passed; of 3 shards" in again.stdout
+    assert "3 passed, in 3 shards" in again.stdout
 
 
 def test_a_run_that_is_killed_leaves_jobs_that_end_and_merge_by_themselves(cluster: Cluster, run: Run) -> None:
@@ -327,7 +327,7 @@ def test_detached_jobs_merge_by_themselves(cluster: Cluster, run: Run) -> None:
     assert begun.returncode == 0, begun.stderr
     assert "squeue --name=llamaperf-" in begun.stdout
     assert [test["outcome"] for test in run.merged["tests"]] == ["passed"]
-    assert "1 of which are no evidence" in (run.results / "slurm" / "merge.log").read_text()
+    assert "1 of which is no evidence" in (run.results / "slurm" / "merge.log").read_text()
     assert_nothing_left(cluster, run)
 
 
@@ -368,7 +368,7 @@ def test_a_shard_over_two_nodes_is_launched_once_with_a_process_for_each_gpu(clu
     done = run.command(*run.run_command)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed; of 1 shard" in done.stdout
+    assert "1 passed, in 1 shard" in done.stdout
     assert "--mpi=pmix" in (run.folder / "srun").read_text()
     ranks = sorted(line.split()[0] for line in (run.folder / "ranks").read_text().splitlines())
     assert ranks == ["n1"] * 8 + ["n2"] * 8

@@ -180,7 +180,9 @@ def _proposed(
     if current and current.source is Source.MEASURED and decimal(current.value) == decimal(summary.value):
         return None
     if _was_judged_by_another(result, current):
-        now = f"{_told(current)} ({current.place})" if current else "nothing"
+        if current is None:
+            raise _LeftOut("judged against a promise that does not stand here: see --baselines, or measure it again")
+        now = f"{_told(current)} ({current.place})"
         raise _LeftOut(f"judged against another promise than the one that stands now, {now}: measure it again")
     own = current if current and current.case.key == case.key else None
     if own and own.source is Source.PUBLISHED and not asked.replace_published:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ _DB = click.option(
 )
 MOST = 5_000  # values, some fifty lines of a hundred runs: nobody reads more, and they are there in a second
 _FEW = 3  # names in a line
+_IN_A_FILE = 120  # columns, where no terminal says how many: names and versions are not folded
 # Options by the part of an observation that they choose.
 _FILTERS = {
     "model": "llama-3.1-405b",
@@ -155,5 +157,7 @@ def _print(parts: Iterable[RenderableType]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _IN_A_FILE
     for part in parts:
         console.print(part)

@@ -59,7 +59,7 @@ def merge_and_tell(campaign: Campaign) -> None:
     shards = len(campaign.manifest.shards)
     counts = Counter(test.outcome for test in run.tests)
     tests = ", ".join(f"{number:,} {outcome}" for outcome, number in counts.most_common()) or "no tests"
-    click.echo(f"{tests}; of {counted(shards, 'shard')}{_without(len(found.problems))}")
+    click.echo(f"{tests}, in {counted(shards, 'shard')}{_without(len(found.problems))}")
     if gate:
         click.echo(run.decision.headline)
         for reason in run.decision.reasons:
@@ -74,4 +74,4 @@ def merge_and_tell(campaign: Campaign) -> None:
 
 
 def _without(problems: int) -> str:
-    return f", {problems} of which are no evidence" if problems else ""
+    return f", {problems} of which {'is' if problems == 1 else 'are'} no evidence" if problems else ""

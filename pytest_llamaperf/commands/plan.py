@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_llamaperf.scaling.planning import Bill, Plan
 
 
-# Of HGX and DGX machines; and shards beyond which one of them is no place for them.
+# GPUs of HGX and DGX machines; and shards beyond which one of them is no place for them.
 _NODE, _SIMULATED = 8, 1000
 
 
@@ -47,7 +47,7 @@ def plan(results: Path, earlier: tuple[Path, ...], options: tuple[str, ...]) -> 
 
     \b
       llamaperf plan suites/ --gpu h200 --gate --results out
-      llamaperf run --on local out && llamaperf merge out
+      llamaperf run --on local out
     """
     import uuid
     from datetime import UTC, datetime
@@ -106,13 +106,13 @@ def _tell(results: Path, found: Plan) -> None:
     from rich.table import Table
 
     from pytest_llamaperf.scaling.contract import device_name
-    from pytest_llamaperf.scaling.manifest import NAME
+    from pytest_llamaperf.scaling.manifest import NAME, PERFORMANCE
     from pytest_llamaperf.wording import counted
 
     manifest, about = found.manifest, found.manifest.about
     console = Console(highlight=False, markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in ("shards", "each on", "kind", "tests", "engine starts", "expected"):
+    for heading in ("shards", "each on", "beside others", "tests", "engine starts", "expected"):
         table.add_column(heading, header_style="dim")
     alike: dict[tuple[int, str], list[Shard]] = {}
     for shard in manifest.shards:
@@ -121,7 +121,12 @@ def _tell(results: Path, found: Plan) -> None:
         tests, loads = (sum(counts) for counts in zip(*((len(s.tests), s.loads) for s in shards), strict=True))
         minutes = sum(shard.minutes for shard in shards)
         table.add_row(
-            f"{len(shards):,}", device_name(about, devices), kind, f"{tests:,}", f"{loads:,}", _minutes(minutes)
+            f"{len(shards):,}",
+            device_name(about, devices),
+            "no" if kind == PERFORMANCE else "yes",
+            f"{tests:,}",
+            f"{loads:,}",
+            _minutes(minutes),
         )
     console.print(table)
     waiting = sum(bool(shard.after) for shard in manifest.shards)
@@ -135,13 +140,22 @@ def _tell(results: Path, found: Plan) -> None:
     word = "GPU-hours" if about.on_gpus else "slot-hours"
     console.print(f"in shards:           {_bill(found.bill, word)}")
     console.print(f"a process each test: {_bill(found.naive, word)}")
-    if len(manifest.shards) <= _SIMULATED and (alone := found.hours_on(_NODE, alone=True)) is not None:
-        shared = found.hours_on(_NODE, alone=False)
+    node = _NODE if about.on_gpus else _slots(found)
+    if len(manifest.shards) <= _SIMULATED and (alone := found.hours_on(node, alone=True)) is not None:
+        shared = found.hours_on(node, alone=False) or alone
+        sharing = f", or {_minutes(shared * 60)} if shards that measure may share it (llamaperf run --share)"
         console.print(
-            f"on one node of {device_name(about, _NODE)}: about {_minutes(alone * 60)}, "
-            f"or {_minutes((shared or alone) * 60)} if shards that measure may share it (llamaperf run --share)"
+            f"on one node of {device_name(about, node)}: about {_minutes(alone * 60)}{sharing if shared < alone else ''}"
         )
     console.print(f"{counted(found.engines, 'engine')}; written: {results / NAME}")
+
+
+def _slots(found: Plan) -> int:
+    """As many as `llamaperf run` shares out on this machine unless it is told otherwise."""
+    from pytest_llamaperf.hardware import find_machine
+    from pytest_llamaperf.scaling.devices import devices_of
+
+    return len(devices_of(find_machine(), found.manifest.about, found.manifest.shards, None))
 
 
 def _bill(bill: Bill, word: str) -> str:

@@ -43,4 +43,4 @@ def report(run: Path, output: Path | None, db: str | None) -> None:
         write_atomically(path, text)
     except OSError as problem:
         raise UsageError(f"{path}: cannot be written: {problem.strerror}") from None
-    click.echo(f"written: {path} ({len(text.encode('utf-8', 'replace')) / 2**20:.1f} MiB)")
+    click.echo(f"written: {path} ({len(text.encode('utf-8', 'replace')) / 2**10:,.0f} KiB)")

@@ -110,10 +110,10 @@ def refusals(unlike: Sequence[Unlike]) -> Iterator[tuple[list[str], str]]:
 
 
 def absences(missing: Sequence[Missing]) -> Iterator[tuple[str, str]]:
-    """Why, where it is known, and which values they are."""
+    """Why, where it is known, on one line, and which values they are."""
     alike: dict[str, list[Observation]] = defaultdict(list)
     for each in missing:
-        alike[each.why or ""].append(each.observation)
+        alike["; ".join((each.why or "").split("\n"))].append(each.observation)
     for why, observations in sorted(alike.items(), key=lambda item: (not item[0], item[0])):
         yield why, cases_of(observations)
 

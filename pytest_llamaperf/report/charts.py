@@ -40,7 +40,9 @@ def against_promises(rows: Sequence[Row]) -> Figure | None:
     gains = {row: gain for row in rows if (gain := row.gain) is not None}
     if not gains:
         return None
-    groups = sorted(_grouped(gains, _topic).items(), key=lambda group: min(map(headroom, group[1])))[:MOST_ROWS]
+    every = sorted(_grouped(gains, _topic).items(), key=lambda group: min(map(headroom, group[1])))
+    groups = every[:MOST_ROWS]
+    chosen = f", the {MOST_ROWS} of {len(every)} nearest to their limits" if len(every) > MOST_ROWS else ""
     points: Values = []
     limits: Values = []
     for number, (topic, found) in enumerate(groups):
@@ -53,7 +55,7 @@ def against_promises(rows: Sequence[Row]) -> Figure | None:
     y, names, height = named_rows([topic for topic, _ in groups], [_count(found) for _, found in groups])
     x = axis("% better than promised (left of the red line: broken)")
     return figure(
-        "Against the promises",
+        f"Against the promises{chosen}",
         f"{counted(len(gains), 'value')} with a promise, {_count(gains)}; from {min(gains.values()):+.1%} to "
         f"{max(gains.values()):+.1%}, more is better",
         [

@@ -86,6 +86,7 @@ def page(run: Run, known: Iterable[Observation] = ()) -> str:
         lasted=_lasted(run),
         counts=_counts(run.results),
         tests=Counter(test.outcome for test in run.tests),
+        earlier=sum(test.session < run.header.sessions for test in run.tests),
         failures=failures,
         waived=sum(failure.waived for failure in failures),
         unproven=[row for row in rows if row.result.outcome in UNPROVEN],

@@ -62,6 +62,7 @@ class Reporter:
         self._deselected: list[str] = []
         self._promised: Sequence[Requirement] = ()
         self._broken: list[str] = []
+        self._cut_off = False
         self._recorded = ""
         self._recording_failed = False
 
@@ -219,6 +220,7 @@ class Reporter:
             interrupted = signal or f"exit status {int(session.exitstatus)}"
             self._broken.append(f"the session ended early, {'by' if signal else 'with'} {interrupted}")
         whole = interrupted is None and not untold
+        self._cut_off = interrupted is not None
         # What is settled has run, also if this session did not come to telling it again.
         self._tests |= {nodeid: kept for nodeid in untold if self._files and (kept := self._files.settled(nodeid))}
         self._not_run = tuple(nodeid for nodeid in untold if nodeid not in self._tests)
@@ -270,6 +272,8 @@ class Reporter:
         if self._files:
             problem = self._files.problem
             terminalreporter.write_line(problem or f"results: {self._files.path}", red=problem is not None)
+            if self._cut_off and not problem:
+                terminalreporter.write_line("cut off: the same command with --resume goes on")
             if self._files.unkept:
                 terminalreporter.write_line(f"evidence is not complete: {self._files.unkept}", red=True)
 

@@ -132,7 +132,11 @@ def read_manifest(path: Path) -> Manifest:
             tuple(_shard(each) for each in document["shards"]),
             tuple(document["deselected"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+    except KeyError as problem:
+        raise UsageError(
+            f"{where}: is no manifest as this version writes it: {problem} is missing; plan again"
+        ) from None
+    except (TypeError, ValueError, AttributeError) as problem:
         raise UsageError(f"{where}: is no manifest as this version writes it: {problem}; plan again") from None
     _check(where, manifest)
     return manifest

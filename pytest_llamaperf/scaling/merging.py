@@ -101,7 +101,7 @@ def _read(campaign: Campaign, shard: Shard) -> Run:
     if strange := {test.nodeid for test in run.tests} - set(shard.tests):
         raise _Unusable(f"foreign: {shard}: {where} has tests that were not planned, as {min(strange)}")
     if run.header.interrupted:
-        raise _Unusable(f"missing: {shard}: was interrupted by {run.header.interrupted}, in {where}")
+        raise _Unusable(f"missing: {shard}: ended early ({run.header.interrupted}), in {where}")
     if absent := lacking(run, shard):
         raise _Unusable(
             f"missing: {shard}: {counted(len(absent), 'test')} of {len(shard.tests)} did not run, as {absent[0]}"
