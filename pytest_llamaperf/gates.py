@@ -175,6 +175,11 @@ def scope(gpu: str, engine: str) -> str:
     )
 
 
+def told_beside(decision: Decision, gpu: str, engine: str) -> tuple[str, ...]:
+    """What to do about the reasons of a decision, and what it is not about: wherever it is shown, so that none says more."""
+    return tuple(filter(None, (*decision.remedies, scope(gpu, engine), decision.unasked)))
+
+
 _WORST_FIRST = (
     Outcome.REGRESSION,
     Outcome.ERROR,

@@ -367,6 +367,8 @@ def test_a_whole_run_of_measured_passes_may_be_released(tmp_path: Path) -> None:
 
     assert result.exit_code == 0, result.output
     assert "releasable: every test is a measured pass" in result.output
+    assert "about torch on a CPU and nothing else" in result.output
+    assert "no file of the gate says what has to be judged" in result.output
 
 
 def test_what_broke_in_a_shard_beside_its_tests_is_a_reason(whole: Campaign) -> None:

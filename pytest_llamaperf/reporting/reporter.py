@@ -19,7 +19,7 @@ from pytest_llamaperf.checking import case_of_report, measures_of_report, result
 from pytest_llamaperf.collecting import DESELECTED, REFUSAL, case_of, deselected_cases, only_looks
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import write_atomically
-from pytest_llamaperf.gates import Decision, decide, other_builds, scope
+from pytest_llamaperf.gates import Decision, decide, other_builds, told_beside
 from pytest_llamaperf.interrupts import Interrupts, uninterrupted
 from pytest_llamaperf.records import UNFINISHED, WAIVED, TestRecord
 from pytest_llamaperf.requirements import Requirement
@@ -255,8 +255,9 @@ class Reporter:
         terminalreporter.write(summary_text(results, width=width, color=color))
         if gate and not self._acceptance.settings.shard:
             terminalreporter.section("release gate")
-            about = scope(self._acceptance.gpu, self._acceptance.engine_kind)
-            terminalreporter.write(decision_text(self._decision(), about, width=width, color=color))
+            decision = self._decision()
+            beside = told_beside(decision, self._acceptance.gpu, self._acceptance.engine_kind)
+            terminalreporter.write(decision_text(decision, beside, width=width, color=color))
         against = self._acceptance.begun_against
         if against and against.summary:
             terminalreporter.write_line(against.summary)
