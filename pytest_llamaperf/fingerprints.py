@@ -73,6 +73,12 @@ FIELDS: tuple[Field, ...] = (
         ),
         ("unit", Meaning.MATCH, "unit", "cannot be allowed to differ"),
         ("better", Meaning.MATCH, "better", "which direction is better; cannot be allowed to differ"),
+        (
+            "GPUs watched",
+            Meaning.MATCH,
+            "health.blind",
+            "what was measured blind on either side is compared with nothing",
+        ),
     ),
     *_fields(
         Part.MACHINE,

@@ -224,8 +224,8 @@ def _blind(results: Iterable[Result]) -> list[str]:
             result.source == Source.MEASURED and result.case.get("hardware") != CPU and result.outcome != Outcome.ERROR
         )
         unseen = "it does not say how the GPUs did" if on_gpu and result.metrics and not result.health else None
-        if why := result.health.get("blind") or unseen:
-            causes.setdefault(str(why), []).append(result)
+        if why := result.blind or unseen:
+            causes.setdefault(why, []).append(result)
     return [f"measured blind: {counted(len(found), 'result')}: {why}" for why, found in causes.items()]
 
 

@@ -53,6 +53,11 @@ class Result:
         return f"{self.case['id']} {self.metric}" if self.metric else str(self.case["id"])
 
     @property
+    def blind(self) -> str | None:
+        """Why nobody can tell how the GPUs did, None where somebody watched or nothing is said."""
+        return str(why) if (why := self.health.get("blind")) else None
+
+    @property
     def waived(self) -> str:
         """`waived until ... by ...: why (where)`, empty where it is not."""
         if self.waiver is None:
@@ -164,7 +169,7 @@ class TestRecord:
         """
         if {result.outcome for result in self.results} - {Outcome.PASS.value, Outcome.ERROR.value}:
             return True
-        return self.outcome in ("passed", WAIVED) and not any(result.health.get("blind") for result in self.results)
+        return self.outcome in ("passed", WAIVED) and not any(result.blind for result in self.results)
 
     @property
     def broke(self) -> bool:

@@ -22,7 +22,7 @@ from pytest_llamaperf.files import UNPRINTABLE, checksum, write_atomically
 from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.interrupts import uninterrupted
 from pytest_llamaperf.records import Result, TestRecord
-from pytest_llamaperf.wording import shown_path
+from pytest_llamaperf.wording import counted, shown_path
 
 # 1: run, results, tests, decision; and a checksum, which the first runs do not have.
 SCHEMA = 1
@@ -61,6 +61,14 @@ class Run:
     decision: Decision | None = None
     not_run: tuple[str, ...] = ()
     engines: tuple[EngineUse, ...] = ()
+
+    @property
+    def incomplete(self) -> str:
+        """Why it holds less than was asked of it, empty where it does not."""
+        if self.decision is None:
+            return "it was cut off before its end"
+        by = [f"it was cut off by {self.header.interrupted}"] if self.header.interrupted else []
+        return ", ".join([*by, *([f"{counted(len(self.not_run), 'test')} never ran"] if self.not_run else [])])
 
     @property
     def results(self) -> tuple[Result, ...]:
