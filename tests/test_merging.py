@@ -78,6 +78,16 @@ def test_a_session_that_was_told_to_end_has_a_report_and_goes_on_later(whole: Ca
     assert whole.remaining() == [A]
 
 
+def test_what_merging_takes_for_no_evidence_is_run_again(whole: Campaign) -> None:
+    for fault in (unsealed, other_version, fewer_tests, interrupted, truncated):
+        leave_results(whole, A)
+        assert whole.remaining() == []
+
+        fault(whole)
+
+        assert whole.remaining() == [A], fault.__name__
+
+
 def cut_off(of: Campaign) -> None:
     (of.folder(A) / "run.json").unlink()
 
@@ -306,10 +316,7 @@ def test_what_was_judged_by_a_promise_that_has_changed_releases_nothing(
     about = {"gpu": "h200", "engine": "tensorrt-llm", "under_test": "tensorrt-llm"}
     whole = campaign(tmp_path / "out", B, gate=True, **about)
     judged = dataclasses.replace(judged_result(nodeid=B.tests[0]), health={"blind": None})
-    leave_results(
-        whole, B, dataclasses.replace(record(judged), attempts=1), gpu="h200", engine="tensorrt-llm",
-        fingerprint=on_gpus(0),
-    )  # fmt: skip
+    leave_results(whole, B, dataclasses.replace(record(judged), attempts=1), fingerprint=on_gpus(0))
     promises = Path(whole.manifest.about.baselines) / "h200" / f"{judged.case['model']}.yaml"
     promises.parent.mkdir(parents=True)
     key = judged.case["id"].removeprefix("h200/tensorrt-llm/")

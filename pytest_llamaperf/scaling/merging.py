@@ -21,9 +21,9 @@ from pytest_llamaperf.gates import Decision, decide, other_builds
 from pytest_llamaperf.records import TestRecord
 from pytest_llamaperf.requirements import promised_by, required_for
 from pytest_llamaperf.runs import Run, RunHeader, read_run
-from pytest_llamaperf.scaling.contract import JUNIT, SHARDS, Campaign, lacking
+from pytest_llamaperf.scaling.contract import JUNIT, SHARDS, Campaign, apart, lacking
 from pytest_llamaperf.scaling.junit import Suites, read_suites
-from pytest_llamaperf.scaling.manifest import About, Shard
+from pytest_llamaperf.scaling.manifest import Shard
 from pytest_llamaperf.waivers import waivers_for
 from pytest_llamaperf.wording import counted, shown_path
 
@@ -98,8 +98,8 @@ def _read(campaign: Campaign, shard: Shard) -> Run:
         raise _Unusable(f"stale: {shard}: {where} is of the run {told.get('run')}, not of {manifest.id}")
     if told.get("key") != shard.key:
         raise _Unusable(f"duplicate: {shard}: {where} has the results of {told.get('key')} instead")
-    if apart := _apart(run.header, manifest.about):
-        raise _Unusable(f"foreign: {shard}: {where} was run with {apart}")
+    if other := apart(run.header, manifest.about):
+        raise _Unusable(f"foreign: {shard}: {where} was run with {other}")
     if strange := {test.nodeid for test in run.tests} - set(shard.tests):
         raise _Unusable(f"foreign: {shard}: {where} has tests that were not planned, as {min(strange)}")
     if run.header.interrupted:
@@ -124,14 +124,6 @@ def _how_far(folder: Path) -> str:
     except UsageError:
         return f"there are no results in {shown_path(folder)}"
     return f"cut off after {counted(len(begun.tests), 'test')}, in {shown_path(folder)}"
-
-
-def _apart(header: RunHeader, about: About) -> str:
-    """What is different from the plan: results of other versions are of another build."""
-    pairs = {"--gpu": (header.gpu, about.gpu), "--engine": (header.engine, about.engine)}
-    for name in sorted({*header.versions, *about.versions}):
-        pairs[name] = (header.versions.get(name, "none"), about.versions.get(name, "none"))
-    return ", ".join(f"{name} {found} and not {wanted}" for name, (found, wanted) in pairs.items() if found != wanted)
 
 
 def _of_other_machines(headers: Mapping[str, RunHeader]) -> dict[str, str]:
