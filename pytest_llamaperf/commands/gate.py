@@ -23,7 +23,7 @@ def gate(run: Path) -> None:
     from pytest_llamaperf.runs import read_run
     from pytest_llamaperf.wording import counted
 
-    kept = read_run(run)
+    kept = read_run(run, sealed=True)
     if kept.decision is None:
         click.echo(f"no decision: the run was cut off after {counted(len(kept.tests), 'test')}")
         sys.exit(NOT_ENOUGH)
