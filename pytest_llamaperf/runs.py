@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from pytest_llamaperf.account import EngineUse
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import UNPRINTABLE, checksum, write_atomically
+from pytest_llamaperf.fingerprints import kind_of
 from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.interrupts import uninterrupted
 from pytest_llamaperf.records import Result, TestRecord
@@ -270,10 +271,10 @@ def read_log(path: Path) -> Log:
     return dataclasses.replace(_log(where, text), torn=bool(rest))
 
 
-def read_durations(folder: Path) -> tuple[Mapping[str, Any], str]:
+def read_durations(folder: Path, machine: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """How long engines took in earlier runs of a folder, and the name of the file that tells; empty where none does.
 
-    Raises UsageError for a file that cannot be read.
+    Another kind of `machine` teaches nothing. Raises UsageError for a file that cannot be read, or is no run.
     """
     for path in (folder / "run.json", folder / "run.jsonl"):
         if path.is_file():
@@ -281,8 +282,10 @@ def read_durations(folder: Path) -> tuple[Mapping[str, Any], str]:
             try:
                 text = path.read_text(encoding="utf-8")
                 document = _parsed(where, text.partition("\n")[0] if path.suffix == ".jsonl" else text)
-                return document.get("durations", {}), where
-            except (OSError, ValueError) as problem:
+                before = _header(document["run"]).fingerprint
+                alike = (kind_of(before), before.get("cores")) == (kind_of(machine), machine.get("cores"))
+                return (document.get("durations", {}), where) if alike else ({}, "")
+            except (OSError, ValueError, KeyError, TypeError) as problem:
                 raise UsageError(f"{where}: cannot be read: {problem}") from None
     return {}, ""
 

@@ -367,7 +367,7 @@ class _Files:
             )
         durations = acceptance.surroundings.durations
         try:
-            durations.learn(*read_durations(folder))
+            durations.learn(*read_durations(folder, acceptance.machine.to_dict()))
         except (UsageError, AttributeError, TypeError, ValueError):
             # Of what somebody changed, or another version wrote: deadlines are the defaults then, and say so.
             durations.learn({}, "")
