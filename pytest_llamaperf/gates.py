@@ -148,7 +148,7 @@ def other_builds(what: str, parts: Iterable[tuple[str, TestRecord]]) -> list[str
         f"{what} of this run measured other builds: {engine} loaded {name} "
         + ", ".join(f"{version} in {part}" for version, part in versions.items())
         for (engine, name), versions in loaded.items()
-        if len(versions) > 1
+        if len(set(versions.values())) > 1
     ]
 
 

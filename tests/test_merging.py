@@ -300,6 +300,18 @@ def test_no_build_is_released_of_which_shards_measured_two(tmp_path: Path) -> No
     assert "shards of this run measured other builds: tensorrt-llm loaded cublas 12.8 in a, 12.9 in b" in result.output
 
 
+def test_versions_that_every_shard_loaded_are_one_build(tmp_path: Path) -> None:
+    """Of a kind of engine there may be several processes, as where lm-eval has an environment of its own."""
+    whole = campaign(tmp_path / "out", A, shard("b", "suite.py::test_b", "suite.py::test_b2"), gate=True)
+    for each in whole.manifest.shards:
+        first, second = each.tests
+        leave_results(whole, each, measured_by(first, torch="2.9"), measured_by(second, torch="2.13"))
+
+    result = merge(whole)
+
+    assert result.exit_code == 0, result.output
+
+
 PROMISE = """schema: 1
 references: {{here: made up for this test}}
 promises:

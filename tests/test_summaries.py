@@ -292,6 +292,15 @@ def test_bencher_gets_its_metric_format() -> None:
     }
 
 
+def test_what_nobody_watched_is_charted_under_another_name() -> None:
+    run = run_of(result(464.0, health={"blind": "Driver Not Loaded"}))
+
+    (entry,) = github_action_benchmark(run, Better.HIGHER)
+
+    assert entry["name"] == f"{ID} output_throughput (measured blind)"
+    assert list(bencher(run)) == [f"{ID} (measured blind)"]
+
+
 def test_a_prediction_is_charted_under_another_name() -> None:
     run = run_of(Result.of_verdict("a.py::test_a", judge(case(), predicted(465.0), None)))
 
