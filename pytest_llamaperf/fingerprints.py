@@ -1,6 +1,6 @@
 """What a result was made with and on, field by field: what must match for a comparison, what may differ, what is only kept.
 
-One table, FIELDS. Comparisons, histories, `--against`, `--resume` and `llamaperf doctor` read it; docs/fingerprint.md shows it.
+One table, FIELDS. Comparisons, histories, `--against`, `--resume`, merging and `llamaperf doctor` read it; docs/fingerprint.md shows it.
 """
 
 from __future__ import annotations
@@ -73,6 +73,12 @@ FIELDS: tuple[Field, ...] = (
         ),
         ("unit", Meaning.MATCH, "unit", "cannot be allowed to differ"),
         ("better", Meaning.MATCH, "better", "which direction is better; cannot be allowed to differ"),
+        (
+            "GPUs watched",
+            Meaning.MATCH,
+            "health.blind",
+            "what was measured blind on either side is compared with nothing",
+        ),
     ),
     *_fields(
         Part.MACHINE,
@@ -150,6 +156,7 @@ FIELDS: tuple[Field, ...] = (
 _BY_NAME = {(field.part, field.name): field for field in FIELDS}
 _MACHINE = [field for field in FIELDS if field.part is Part.MACHINE and field.name != "*"]
 _BOARD = "gpus.board."
+_OF_A_PART = ("GPU boards", "GPU connections", "cores")
 # What came with format 2: all settings of results of accuracy, which lm-eval made, and of the torch engine its requests.
 _EVALUATOR = "lm_eval"
 _WITHOUT_REQUESTS = ("torch", "dataset")
@@ -210,6 +217,20 @@ def matching(machine: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value for name, value in told(machine).items() if field_of(Part.MACHINE, name).meaning is Meaning.MATCH
     }
+
+
+def matching_parts(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a machine must be the same in every part of a run that is spread over devices, or over machines.
+
+    Which GPUs a part was given, how many, how these are connected, and with how many cores is its own.
+    """
+    kinds: list[dict[str, Any]] = []
+    for gpu in _boards(machine):
+        kind = {name: value for name, value in gpu.items() if name != "uuid"}
+        if kind not in kinds:
+            kinds.append(kind)
+    found = matching({**machine, "gpus": kinds})
+    return {name: value for name, value in found.items() if name not in _OF_A_PART}
 
 
 def kind_of(machine: Mapping[str, Any]) -> str:

@@ -110,10 +110,12 @@ def decide(
 
     `not_run` counts tests that were collected but never ran, after Ctrl-C or --maxfail; `deselected` are ids of cases, one for
     each test about a case that -k, -m or --deselect left out. `required` is what a release has to have, and `promised`
-    what baselines hold. A waiver that covers nothing is a reason too, for it says what is not true.
+    what baselines hold. A waiver that covers nothing is a reason too, for it says what is not true; so is a regression that was
+    waived by one that is gone, or has expired, since its test ended.
     """
     results = [result for test in tests for result in test.results]
     waived = [result for result in results if _is_waived(result)]
+    lapsed = [] if waivers is None else [result for result in waived if waivers.covering(result) is None]
     missing = _missing(required, tests, deselected)
     asked = {(each.case, each.metric) for each in missing}
     unjudged = [each for each in _missing(promised, tests, deselected) if (each.case, each.metric) not in asked]
@@ -122,14 +124,32 @@ def decide(
         *([f"not run: {counted(not_run, 'test')}"] if not_run else []),
         *([f"deselected: {counted(len(deselected), 'test')}"] if deselected else []),
         *_outcomes(result for result in results if not _is_waived(result)),
+        *(f"{each.outcome}: {each}: no waiver covers it any more; it was {each.waived}" for each in lapsed),
         *_not_measured(results),
         *_blind(results),
         *_tests(tests),
         *(waivers.objections(results) if waivers else []),
         *_not_judged(missing, unjudged),
     ]
-    told = tuple(f"{result.case['id']}: {result.message}, {result.waived}" for result in waived)
+    told = tuple(f"{each.case['id']}: {each.message}, {each.waived}" for each in waived if each not in lapsed)
     return Decision(tuple(reasons), told, (*missing, *unjudged), len(required))
+
+
+def other_builds(what: str, parts: Iterable[tuple[str, TestRecord]]) -> list[str]:
+    """A reason for each package of which engines of one kind loaded several versions in parts of a run, each named with its
+    tests. Installed versions do not tell all; `what` the parts are, as `sessions`."""
+    loaded: dict[tuple[str, str], dict[str, str]] = {}
+    for part, test in parts:
+        for result in test.results:
+            if result.source == Source.MEASURED:
+                for name, version in result.fingerprint.get("versions", {}).items():
+                    loaded.setdefault((str(result.case["engine"]), name), {}).setdefault(str(version), part)
+    return [
+        f"{what} of this run measured other builds: {engine} loaded {name} "
+        + ", ".join(f"{version} in {part}" for version, part in versions.items())
+        for (engine, name), versions in loaded.items()
+        if len(set(versions.values())) > 1
+    ]
 
 
 # By the words that reasons begin with.
@@ -158,6 +178,11 @@ def scope(gpu: str, engine: str) -> str:
         f"about {engine} on a CPU and nothing else: no GPU was asked, so no build is released for one; "
         "there: pytest suites/ --gpu h200 --gate"
     )
+
+
+def told_beside(decision: Decision, gpu: str, engine: str) -> tuple[str, ...]:
+    """What to do about the reasons of a decision, and what it is not about: wherever it is shown, so that none says more."""
+    return tuple(filter(None, (*decision.remedies, scope(gpu, engine), decision.unasked)))
 
 
 _WORST_FIRST = (
@@ -204,8 +229,8 @@ def _blind(results: Iterable[Result]) -> list[str]:
             result.source == Source.MEASURED and result.case.get("hardware") != CPU and result.outcome != Outcome.ERROR
         )
         unseen = "it does not say how the GPUs did" if on_gpu and result.metrics and not result.health else None
-        if why := result.health.get("blind") or unseen:
-            causes.setdefault(str(why), []).append(result)
+        if why := result.blind or unseen:
+            causes.setdefault(why, []).append(result)
     return [f"measured blind: {counted(len(found), 'result')}: {why}" for why, found in causes.items()]
 
 

@@ -30,6 +30,8 @@ class Observation:
     operators  of a prediction: seconds of operators in a typical iteration, as in Result
     outcome   pass, regression and so on, where it was judged
     reference  where it is to be found
+    blind     why nobody can tell how the GPUs did meanwhile; None where somebody watched them, or nothing is said. No history has
+               such a value
     """
 
     case: str
@@ -51,6 +53,7 @@ class Observation:
     operators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     outcome: str | None = None
     reference: str | None = None
+    blind: str | None = None
 
 
 @contextlib.contextmanager
@@ -96,4 +99,5 @@ def _observation(run: Run, result: Result, value: float) -> Observation:
         machine=run.header.fingerprint,
         operators=result.operators,
         outcome=result.outcome,
+        blind=result.blind,
     )

@@ -53,6 +53,11 @@ class Result:
         return f"{self.case['id']} {self.metric}" if self.metric else str(self.case["id"])
 
     @property
+    def blind(self) -> str | None:
+        """Why nobody can tell how the GPUs did, None where somebody watched or nothing is said."""
+        return str(why) if (why := self.health.get("blind")) else None
+
+    @property
     def waived(self) -> str:
         """`waived until ... by ...: why (where)`, empty where it is not."""
         if self.waiver is None:
@@ -160,11 +165,11 @@ class TestRecord:
         """Whether a run that goes on has nothing to gain from it: it passed, or something was measured that is not good.
 
         What was measured once counts, an interval across its limit too: whoever may ask until the answer is pleasant
-        has no evidence.
+        has no evidence. A pass that was measured blind is none that a gate takes: only another session can make it one.
         """
-        return self.outcome in ("passed", WAIVED) or bool(
-            {result.outcome for result in self.results} - {Outcome.PASS.value, Outcome.ERROR.value}
-        )
+        if {result.outcome for result in self.results} - {Outcome.PASS.value, Outcome.ERROR.value}:
+            return True
+        return self.outcome in ("passed", WAIVED) and not any(result.blind for result in self.results)
 
     @property
     def broke(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import distribution
@@ -18,7 +19,9 @@ from typing import Any
 import pytest
 
 from pytest_llamaperf.acceptance import Acceptance
+from pytest_llamaperf.environment import kept
 from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.fingerprints import Meaning, Part, field_of, matching
 from pytest_llamaperf.runs import Collected, Log, read_log
 from pytest_llamaperf.runtimes import installed_versions
 from pytest_llamaperf.wording import counted, shown_path
@@ -61,13 +64,15 @@ def conditions(acceptance: Acceptance) -> dict[str, Any]:
 
     Raises UsageError for a file that cannot be read.
     """
-    settings, machine = acceptance.settings, acceptance.machine
+    settings = acceptance.settings
     promised = sorted(path for kind in ("*.yaml", "*.json") for path in settings.baselines.rglob(kind))
     return {
         "gpu": acceptance.gpu,
         "engine": acceptance.engine_kind,
         "installed": _installed(),
-        "machine": {"kind": machine.slug, "driver": machine.driver, "gpus": [gpu.uuid for gpu in machine.gpus]},
+        "machine": matching(acceptance.machine.to_dict()),
+        "lock_clocks": settings.lock_clocks,
+        "environment": _environment(),
         "tables": str(settings.tables),
         "restarts": settings.restarts,
         "rounds": settings.rounds,
@@ -193,6 +198,15 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str 
             yield from _differences(was, is_now, f"{within}{name} ")
         elif was != is_now:
             yield f"{within}{name} was {was!r} and is {is_now!r}"
+
+
+def _environment() -> dict[str, str]:
+    """Variables that an engine's results say and that must match; which GPUs they name, the machine tells."""
+    return {
+        name: value
+        for name, value in kept(os.environ).items()
+        if field_of(Part.SETTINGS, name).meaning is Meaning.MATCH
+    }
 
 
 def _installed() -> dict[str, str]:

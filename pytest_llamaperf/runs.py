@@ -19,10 +19,11 @@ from typing import Any, NoReturn
 from pytest_llamaperf.account import EngineUse
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import UNPRINTABLE, checksum, write_atomically
+from pytest_llamaperf.fingerprints import kind_of
 from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.interrupts import uninterrupted
 from pytest_llamaperf.records import Result, TestRecord
-from pytest_llamaperf.wording import shown_path
+from pytest_llamaperf.wording import counted, shown_path
 
 # 1: run, results, tests, decision; and a checksum, which the first runs do not have.
 SCHEMA = 1
@@ -61,6 +62,14 @@ class Run:
     decision: Decision | None = None
     not_run: tuple[str, ...] = ()
     engines: tuple[EngineUse, ...] = ()
+
+    @property
+    def incomplete(self) -> str:
+        """Why it holds less than was asked of it, empty where it does not."""
+        if self.decision is None:
+            return "it was cut off before its end"
+        by = [f"it was cut off by {self.header.interrupted}"] if self.header.interrupted else []
+        return ", ".join([*by, *([f"{counted(len(self.not_run), 'test')} never ran"] if self.not_run else [])])
 
     @property
     def results(self) -> tuple[Result, ...]:
@@ -262,10 +271,10 @@ def read_log(path: Path) -> Log:
     return dataclasses.replace(_log(where, text), torn=bool(rest))
 
 
-def read_durations(folder: Path) -> tuple[Mapping[str, Any], str]:
+def read_durations(folder: Path, machine: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """How long engines took in earlier runs of a folder, and the name of the file that tells; empty where none does.
 
-    Raises UsageError for a file that cannot be read.
+    Another kind of `machine` teaches nothing. Raises UsageError for a file that cannot be read, or is no run.
     """
     for path in (folder / "run.json", folder / "run.jsonl"):
         if path.is_file():
@@ -273,8 +282,10 @@ def read_durations(folder: Path) -> tuple[Mapping[str, Any], str]:
             try:
                 text = path.read_text(encoding="utf-8")
                 document = _parsed(where, text.partition("\n")[0] if path.suffix == ".jsonl" else text)
-                return document.get("durations", {}), where
-            except (OSError, ValueError) as problem:
+                before = _header(document["run"]).fingerprint
+                alike = (kind_of(before), before.get("cores")) == (kind_of(machine), machine.get("cores"))
+                return (document.get("durations", {}), where) if alike else ({}, "")
+            except (OSError, ValueError, KeyError, TypeError) as problem:
                 raise UsageError(f"{where}: cannot be read: {problem}") from None
     return {}, ""
 

@@ -48,8 +48,8 @@ def leave_results(of: Campaign, shard: Shard, /, *tests: TestRecord, **changes: 
     )
     manifest, folder = of.manifest, of.folder(shard)
     header = RunHeader(
-        id=f"session-{shard.key}", started="2026-11-26T10:00:01Z", finished="2026-11-26T10:00:09Z", gpu="cpu",
-        engine="torch", versions=manifest.about.versions, fingerprint=MACHINE,
+        id=f"session-{shard.key}", started="2026-11-26T10:00:01Z", finished="2026-11-26T10:00:09Z",
+        gpu=manifest.about.gpu, engine=manifest.about.engine, versions=manifest.about.versions, fingerprint=MACHINE,
         shard={"run": manifest.id, "key": shard.key, "machine": "a-cpu-2-cores"},
     )  # fmt: skip
     header = dataclasses.replace(header, **changes)

@@ -110,6 +110,28 @@ def test_measured_runs_are_screened_and_leave_it_open(llamaperf: Any, tmp_path: 
     assert llamaperf(before, after, "--fail-on", "regression,suspect", "--case", "2048").exit_code == 0
 
 
+@pytest.mark.parametrize("sides", [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("name", ["run.json", "kept.json"])
+def test_what_nobody_watched_is_compared_with_nothing(
+    llamaperf: Any, tmp_path: Path, sides: tuple[bool, bool], name: str
+) -> None:
+    """GPUs may have been slowed down, on whichever side it was."""
+    folders = []
+    for side, is_blind in zip("ab", sides, strict=True):
+        health = {"blind": "Driver Not Loaded"} if is_blind else {"blind": None}
+        folder = write(tmp_path / side, dataclasses.replace(judged((100.0, 101.0, 99.0)), health=health))
+        folders.append((folder / "run.json").rename(folder / name))
+
+    refused = llamaperf(*folders)
+    allowed = llamaperf(*folders, "--allow-difference", "GPUs watched")
+
+    assert refused.exit_code == 3
+    assert "nothing could be compared: 1 unlike" in told(refused)
+    assert "GPUs watched" in told(refused)
+    assert "no: Driver Not Loaded" in told(refused)
+    assert (allowed.exit_code, "passed" in allowed.stdout) == (0, True)
+
+
 def test_what_differs_is_named_and_compared_when_allowed(llamaperf: Any, tmp_path: Path) -> None:
     before = write(tmp_path / "a", judged((100.0, 101.0, 99.0)), driver="570")
     after = write(tmp_path / "b", judged((100.0, 101.0, 99.0)), driver="580")

@@ -105,7 +105,7 @@ def test_a_results_folder_that_takes_nothing_stops_the_run_before_it_measures(
 
 @pytest.mark.parametrize(
     ("meanwhile", "told"),
-    [("full", FULL), ("gone", "No such file or directory"), ("hidden", "Read-only file system")],
+    [("full", FULL), ("gone", "No such file or directory"), ("hidden", "No such file or directory")],
     ids=["full", "gone", "read-only"],
 )
 def test_a_results_folder_lost_during_the_run_closes_the_gate(project: Path, meanwhile: str, told: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_sessions import Folder
@@ -14,9 +15,10 @@ from pytest_llamaperf.account import Activity, EngineUse, Ledger, account_lines
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.catalog import case_of_key
 from pytest_llamaperf.engines import EngineSpec
+from pytest_llamaperf.gates import Decision
 from pytest_llamaperf.hosting.durations import MOST, Durations
 from pytest_llamaperf.hosting.phases import FLOORS, LEAST_LEARNED, Deadlines, Phase
-from pytest_llamaperf.runs import read_durations
+from pytest_llamaperf.runs import RunHeader, read_durations, run_document
 
 KEY = "tensorrt-llm/llama-3.1-405b/modelopt-fp8/tp8/max-throughput-128-128"
 
@@ -149,7 +151,7 @@ def test_a_real_engine_gives_account_and_the_next_run_learns_from_it(tmp_path: P
     document["durations"][engine]["run"] = [150.0] * 3
     del document["checksum"]
     (folder.path / "out" / "run.json").write_text(json.dumps(document))
-    assert read_durations(folder.path / "out")[0] == document["durations"]
+    assert read_durations(folder.path / "out", document["run"]["fingerprint"])[0] == document["durations"]
     folder.write(
         conftest="import pytest_llamaperf.hosting.phases as phases\n"
         "phases.FLOORS[phases.Phase.RUN] = 0.001\nphases.MARGIN = 1e-5\n"
@@ -161,6 +163,21 @@ def test_a_real_engine_gives_account_and_the_next_run_learns_from_it(tmp_path: P
             "*the engine hangs (run): 'run' took longer than 0.0015 s (learned from out/run.json: 1e-05 times the 150 s *)"
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "learned"),
+    [({}, True), ({"driver": "580"}, True), ({"processor": "a slow CPU"}, False), ({"cores": 2}, False)],
+)
+def test_what_another_machine_took_teaches_nothing(tmp_path: Path, changes: dict[str, Any], learned: bool) -> None:
+    """A folder may be shared, or be moved: three times what a fast machine took is a hang on no slow one."""
+    machine = {"processor": "a CPU", "cores": 96, "driver": "570", "gpus": []}
+    took = {"cpu/torch/m/bf16/tp1": {"run": [1.0, 1.0, 1.0]}}
+    header = RunHeader("8a1c", "2026-11-22T10:00:00Z", "cpu", "torch", fingerprint=machine)
+    document = run_document(header, [], Decision(("nothing was judged",)), durations=took)
+    (tmp_path / "run.json").write_text(json.dumps(document))
+
+    assert read_durations(tmp_path, {**machine, **changes})[0] == (took if learned else {})
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"schema": 1, "durations": 5}'])

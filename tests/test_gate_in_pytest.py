@@ -514,6 +514,21 @@ def test_a_run_that_was_cut_off_has_no_decision_to_show(pytester: pytest.Pyteste
     assert (shown.exit_code, shown.stdout) == (3, "no decision: the run was cut off after 2 tests\n")
 
 
+def test_a_decision_without_its_seal_releases_nothing(pytester: pytest.Pytester, session: Session) -> None:
+    """Its checksum taken out, a run says whatever was written into it."""
+    session(bf16=SLOW)
+    path = pytester.path / "out" / "run.json"
+    document = json.loads(path.read_text())
+    del document["checksum"]
+    document["decision"] = {"releasable": True, "reasons": []}
+    path.write_text(json.dumps(document))
+
+    shown = CliRunner().invoke(main, ["gate", str(path)], prog_name="llamaperf")
+
+    assert shown.exit_code == 2
+    assert "was changed after it was written" in shown.output
+
+
 # --- a machine without a GPU ---------------------------------------------------------------------------------------
 
 

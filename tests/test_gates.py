@@ -176,6 +176,23 @@ def test_an_expired_waiver_closes_the_gate_and_waives_nothing() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "now",
+    [
+        Waivers((), date(2026, 11, 26)),
+        Waivers([WAIVER], date(2027, 2, 1)),
+        Waivers([dataclasses.replace(WAIVER, loss=0.01)], date(2026, 11, 26)),
+    ],
+    ids=["gone", "expired", "smaller"],
+)
+def test_what_was_waived_counts_as_a_regression_where_no_waiver_covers_it_any_more(now: Waivers) -> None:
+    """Shards are merged, and sessions go on, after the waivers were read that a test ended by."""
+    decision = decide([record(result()), record(waived(), outcome=WAIVED)], waivers=now)
+
+    assert decision.waived == ()
+    assert f"regression: {CASE} output_throughput: no waiver covers it any more; it was {TERMS}" in decision.reasons
+
+
 @pytest.mark.parametrize("outcome", [o for o in Outcome if o not in (Outcome.PASS, Outcome.REGRESSION)])
 def test_a_result_that_names_a_waiver_is_not_waived_for_that(outcome: Outcome) -> None:
     decision = decide([record(result()), record(waived(outcome=outcome.value), outcome=WAIVED)])

@@ -33,7 +33,7 @@ from pytest_llamaperf.history import History, finding, open_history
 from pytest_llamaperf.history.lines import differing, lines_of
 from pytest_llamaperf.history.versions import same_version, version_order
 from pytest_llamaperf.observations import Observation
-from pytest_llamaperf.runs import RunHeader, run_document, to_json
+from pytest_llamaperf.runs import RunHeader, RunLog, read_run, run_document, to_json
 
 CASE = "h200/tensorrt-llm/llama-3.1-8b/modelopt-fp8/tp1/max-throughput-128-128"
 PUBLISHED = "h200/tensorrt-llm/llama-3.1-405b/modelopt-fp8/tp8/max-throughput-128-2048"
@@ -483,6 +483,49 @@ def test_the_command_imports_a_run_shows_it_beside_others_and_forgets_it(llamape
     assert "other source, harness" in shown
     assert "forgotten: 8a1c, 1 value" in llamaperf("forget", "8a1c").output
     assert llamaperf("--run", "8a1c").exit_code == 2
+
+
+def test_what_nobody_watched_is_no_history_and_a_run_that_was_cut_off_is_told(llamaperf: Any, tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "out")
+    blind = dataclasses.replace(
+        result(nodeid="a.py::test_blind"), metric="ttft_median", health={"blind": "Driver Not Loaded"}
+    )
+    run = read_run(folder)
+    header = dataclasses.replace(run.header, interrupted="SIGTERM")
+    document = run_document(header, [*run.tests, record(blind)], Decision(("cut off",)), not_run=["a.py::test_c"])
+    (folder / "run.json").write_text(to_json(document))
+
+    added = llamaperf("import", str(folder)).output
+
+    assert "out: added 1 value of 8a1c" in added
+    assert "left out 1 value: measured on GPUs that nobody watched" in added
+    assert "not whole: it was cut off by SIGTERM, 1 test never ran" in added
+    assert [each["metric"] for each in json.loads(llamaperf("--run", "8a1c", "--json").output)["lines"]] == [
+        "output_throughput"
+    ]
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.jsonl"])
+def test_a_run_of_which_tests_are_missing_is_told_when_it_is_imported(
+    llamaperf: Any, tmp_path: Path, name: str
+) -> None:
+    """Stopped by --maxfail, or killed."""
+    folder = run_folder(tmp_path / "out")
+    run = read_run(folder)
+    if name == "run.jsonl":
+        (folder / "run.json").unlink()
+        log = RunLog(folder, run.header)
+        log.add(run.tests[0])
+        log.close()
+    else:
+        document = run_document(run.header, run.tests, Decision(("not run: 2 tests",)), not_run=["a", "b"])
+        (folder / name).write_text(to_json(document))
+
+    added = llamaperf("import", str(folder)).output
+
+    told = {"run.json": "not whole: 2 tests never ran", "run.jsonl": "not whole: it was cut off before its end"}
+    assert told[name] in added
+    assert "not whole" not in llamaperf("import", str(run_folder(tmp_path / "whole", "9b2d"))).output
 
 
 def test_the_command_shows_what_was_published_on_day_one(llamaperf: Any) -> None:

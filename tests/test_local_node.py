@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pynvml
 import pytest
+from nvml_driver import H200, Driver
 from shard_builders import campaign, leave_results, shard
 
+from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.scaling.contract import GRANT, Campaign, Outcome
 from pytest_llamaperf.scaling.local import Node
 from pytest_llamaperf.scaling.manifest import Shard
@@ -232,6 +236,41 @@ def test_only_what_has_no_results_is_run(tmp_path: Path) -> None:
 
     assert [key for key, *_ in given.spans()] == ["b"]
     assert heard.shown[0].done == 1
+
+
+def locked_by_the_dead(driver: Driver) -> Path:
+    locks = Path(os.environ["LLAMAPERF_LOCKS"])
+    locks.mkdir(parents=True)
+    driver.locked = {0: 1200}
+    (locks / "GPU-0.clocks").write_text('{"mhz": 1200, "pid": 1}\n')
+    return locks
+
+
+def test_clocks_that_a_killed_shard_locked_are_unlocked_before_others_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard itself never is alone on the node that `llamaperf run` holds, and leaves clocks as they are."""
+    driver = Driver(monkeypatch, H200)
+    locks = locked_by_the_dead(driver)
+    made = acted(tmp_path, shard("a"), gpu="h200", engine="tensorrt-llm")
+
+    Node(made, ("GPU-0",), "h200", Heard()).run()
+
+    assert driver.locked == {}
+    assert list(locks.iterdir()) == []
+
+
+def test_on_clocks_that_stay_locked_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(monkeypatch, H200)
+    locks = locked_by_the_dead(driver)
+    driver.fail("nvmlDeviceResetGpuLockedClocks", pynvml.NVML_ERROR_NO_PERMISSION)
+    made = acted(tmp_path, shard("a"), gpu="h200", engine="tensorrt-llm")
+
+    with pytest.raises(UsageError, match="the clocks of GPU 0 are locked"):
+        Node(made, ("GPU-0",), "h200", Heard()).run()
+
+    assert made.spans() == []
+    assert [path.name for path in locks.iterdir()] == ["GPU-0.clocks"]
 
 
 def test_how_things_stand_is_told_with_what_is_next_and_the_time_left(tmp_path: Path) -> None:

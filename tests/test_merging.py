@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from builders import record
+from builders import result as judged_result
 from click.testing import CliRunner, Result
 from shard_builders import MACHINE, campaign, edited, junit, leave_results, shard
 
 from pytest_llamaperf.commands import main
+from pytest_llamaperf.records import TestRecord
 from pytest_llamaperf.runs import read_run
 from pytest_llamaperf.scaling.contract import JUNIT, Campaign
 
@@ -72,6 +76,16 @@ def test_a_session_that_was_told_to_end_has_a_report_and_goes_on_later(whole: Ca
 
     assert whole.has_report(A)
     assert whole.remaining() == [A]
+
+
+def test_what_merging_takes_for_no_evidence_is_run_again(whole: Campaign) -> None:
+    for fault in (unsealed, other_version, fewer_tests, interrupted, truncated):
+        leave_results(whole, A)
+        assert whole.remaining() == []
+
+        fault(whole)
+
+        assert whole.remaining() == [A], fault.__name__
 
 
 def cut_off(of: Campaign) -> None:
@@ -221,7 +235,112 @@ def test_a_shard_of_another_kind_of_machine_is_foreign(tmp_path: Path) -> None:
     result = merge(three)
 
     assert result.exit_code == 3
-    assert "foreign: a: was run on another CPU, no GPU, driver None, and most shards on a CPU" in result.output
+    assert (
+        "foreign: a: was run on another machine than most shards: processor another CPU and not a CPU" in result.output
+    )
+
+
+def on_gpus(*numbers: int, **board: Any) -> dict[str, Any]:
+    """A machine of which a shard was given some GPUs, and as many cores."""
+    boards = {"power_limit": 700.0, "ecc": True, "clock_asked": 1_980_000_000, **board}
+    gpus = [
+        {"name": "h200", "product": "NVIDIA H200", "memory": 1, "uuid": f"GPU-{n}", "board": boards} for n in numbers
+    ]
+    ways = {f"{one}-{other}": "NVLink" for one in numbers for other in numbers if one < other}
+    return {**MACHINE, "format": 2, "driver": "570", "gpus": gpus, "topology": ways, "cores": len(numbers)}
+
+
+@pytest.mark.parametrize(
+    ("board", "told"),
+    [
+        ({"power_limit": 500.0}, "GPU power limit 500 W and not 700 W"),
+        ({"ecc": False}, "GPU ECC off and not on"),
+        ({"clock_asked": 1_500_000_000}, "GPU clock asked 1500 MHz and not 1980 MHz"),
+    ],
+)
+def test_gpus_that_are_set_in_another_way_are_of_another_machine(
+    tmp_path: Path, board: dict[str, Any], told: str
+) -> None:
+    three = campaign(tmp_path / "out", A, B, shard("c"))
+    for number, each in enumerate(three.manifest.shards):
+        leave_results(three, each, fingerprint=on_gpus(number))
+    leave_results(three, A, fingerprint=on_gpus(0, **board))
+
+    result = merge(three)
+
+    assert result.exit_code == 3
+    assert f"foreign: a: was run on another machine than most shards: {told}" in result.output
+
+
+def test_which_gpus_a_shard_had_and_how_many_makes_no_other_machine(tmp_path: Path) -> None:
+    three = campaign(tmp_path / "out", A, B, shard("c"))
+    for numbers, each in zip(((3,), (0, 1), (0, 1, 2, 3)), three.manifest.shards, strict=True):
+        leave_results(three, each, fingerprint=on_gpus(*numbers))
+
+    assert merge(three).exit_code == 0
+
+    machine = read_run(three.path).header.fingerprint
+    assert machine["topology"] == on_gpus(0, 1, 2, 3)["topology"]
+    assert {gpu["uuid"] for gpu in machine["gpus"]} == {"GPU-0", "GPU-1", "GPU-2", "GPU-3"}
+
+
+def measured_by(nodeid: str, **loaded: str) -> TestRecord:
+    """A pass, with the versions that its engine loaded."""
+    made = dataclasses.replace(judged_result(nodeid=nodeid), fingerprint={"versions": loaded, "settings": {}})
+    return dataclasses.replace(record(made), attempts=1)
+
+
+def test_no_build_is_released_of_which_shards_measured_two(tmp_path: Path) -> None:
+    """The same version installed, and nodes whose engines load other libraries."""
+    whole = campaign(tmp_path / "out", A, B, gate=True)
+    leave_results(whole, A, *(measured_by(nodeid, tensorrt_llm="1.2.1", cublas="12.8") for nodeid in A.tests))
+    leave_results(whole, B, *(measured_by(nodeid, tensorrt_llm="1.2.1", cublas="12.9") for nodeid in B.tests))
+
+    result = merge(whole)
+
+    assert result.exit_code == 1
+    assert "shards of this run measured other builds: tensorrt-llm loaded cublas 12.8 in a, 12.9 in b" in result.output
+
+
+def test_versions_that_every_shard_loaded_are_one_build(tmp_path: Path) -> None:
+    """Of a kind of engine there may be several processes, as where lm-eval has an environment of its own."""
+    whole = campaign(tmp_path / "out", A, shard("b", "suite.py::test_b", "suite.py::test_b2"), gate=True)
+    for each in whole.manifest.shards:
+        first, second = each.tests
+        leave_results(whole, each, measured_by(first, torch="2.9"), measured_by(second, torch="2.13"))
+
+    result = merge(whole)
+
+    assert result.exit_code == 0, result.output
+
+
+PROMISE = """schema: 1
+references: {{here: made up for this test}}
+promises:
+  tensorrt-llm/{key}:
+    output_throughput: {{value: {value}, unit: tok/s, tolerance: {tolerance}, source: published, reference: here}}
+"""
+
+
+@pytest.mark.parametrize(("value", "tolerance", "status"), [(463.1, 0.25, 0), (500.0, 0.25, 1), (463.1, 0.01, 1)])
+def test_what_was_judged_by_a_promise_that_has_changed_releases_nothing(
+    tmp_path: Path, value: float, tolerance: float, status: int
+) -> None:
+    """A shard that has its results is not run again, whatever became of the promises meanwhile."""
+    about = {"gpu": "h200", "engine": "tensorrt-llm", "under_test": "tensorrt-llm"}
+    whole = campaign(tmp_path / "out", B, gate=True, **about)
+    judged = dataclasses.replace(judged_result(nodeid=B.tests[0]), health={"blind": None})
+    leave_results(whole, B, dataclasses.replace(record(judged), attempts=1), fingerprint=on_gpus(0))
+    promises = Path(whole.manifest.about.baselines) / "h200" / f"{judged.case['model']}.yaml"
+    promises.parent.mkdir(parents=True)
+    key = judged.case["id"].removeprefix("h200/tensorrt-llm/")
+    promises.write_text(PROMISE.format(key=key, value=value, tolerance=tolerance))
+
+    found = merge(whole)
+
+    assert found.exit_code == status, found.output
+    told = f"judged by a promise that has changed: {judged}: it was 463.1 within 25 %, and is {value:g} within"
+    assert (told in found.output) is bool(status)
 
 
 def test_a_failure_is_a_no_also_where_evidence_is_missing(whole: Campaign) -> None:
@@ -269,6 +388,8 @@ def test_a_whole_run_of_measured_passes_may_be_released(tmp_path: Path) -> None:
 
     assert result.exit_code == 0, result.output
     assert "releasable: every test is a measured pass" in result.output
+    assert "about torch on a CPU and nothing else" in result.output
+    assert "no file of the gate says what has to be judged" in result.output
 
 
 def test_what_broke_in_a_shard_beside_its_tests_is_a_reason(whole: Campaign) -> None:

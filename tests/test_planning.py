@@ -122,6 +122,7 @@ def test_tests_about_no_case_have_a_shard_of_their_own(tmp_path: Path) -> None:
     shards = {each.key: each for each in found.manifest.shards}
     assert shards[NO_ENGINE].tests == ("2",)
     assert (shards[NO_ENGINE].engines, shards[NO_ENGINE].devices) == ((), 1)
+    assert str(shards[NO_ENGINE]) == NO_ENGINE
 
 
 def test_a_checkpoint_that_several_need_is_made_by_the_shortest(tmp_path: Path) -> None:

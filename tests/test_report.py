@@ -147,6 +147,25 @@ def test_a_released_build_says_so_and_shows_no_failure() -> None:
     assert "2 restarts" in read.text
 
 
+def test_what_to_do_and_what_a_decision_is_not_about_stand_with_it() -> None:
+    skipped = Read(page(run_of(tests=(record(outcome="skipped", reason="no GPU"),)))).text
+    on_cpu = Read(page(run_of(result(470.0, 471.0), header=dataclasses.replace(HEADER, gpu="cpu")))).text
+
+    assert "skipped: give the tests what they lack; a test that did not run shows nothing" in skipped
+    assert "on a CPU and nothing else: no GPU was asked, so no build is released for one" in on_cpu
+    assert "no file of the gate says what has to be judged" in on_cpu
+
+
+def test_a_run_of_several_sessions_says_so() -> None:
+    resumed = dataclasses.replace(HEADER, sessions=3, resumed="2026-11-25T08:00:00Z")
+
+    assert (
+        "Sessions 3, the last from 2026-11-25 08:00:00 UTC"
+        in Read(page(run_of(result(470.0, 471.0), header=resumed))).text
+    )
+    assert "Sessions" not in Read(page(run_of(result(470.0, 471.0)))).text
+
+
 def test_a_waived_regression_is_released_and_still_shown_as_what_it_is() -> None:
     waiver = {
         "reason": "known, fixed in 1.3",

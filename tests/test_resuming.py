@@ -235,6 +235,35 @@ def test_a_run_without_suspects_needs_no_confirmation(folder: Folder) -> None:
     )  # fmt: skip
 
 
+def test_of_a_run_that_is_not_whole_it_cannot_be_told_that_nothing_got_slower(folder: Folder) -> None:
+    write(folder)
+    earlier(folder)
+    document = folder.run_json()
+    document["not_run"] = ["test_suite.py::test_more"]
+    (folder.path / "out" / "run.json").write_text(json.dumps(document))
+
+    found = confirm(folder, "out", "--against", "old.yaml")
+
+    assert (found.returncode, found.stdout) == (
+        3, "nothing to confirm in what out has, and it is not whole: 1 test never ran\n"
+    )  # fmt: skip
+
+
+def test_what_nobody_watched_is_in_doubt(folder: Folder) -> None:
+    write(folder, slower=0.0)
+    earlier(folder)
+    document = folder.run_json()
+    blind = next(result for result in document["results"] if result["case"]["recipe"] == "modelopt-fp8")
+    blind["health"] = {"blind": "Driver Not Loaded"}
+    (folder.path / "out" / "run.json").write_text(json.dumps(document))
+    (folder.path / "engines.log").unlink()
+
+    found = confirm(folder, "out", "--against", "old.yaml", "--rounds=1")
+
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert {word.split()[1] for word in folder.words()} == {"modelopt-fp8"}
+
+
 def test_what_cannot_be_told_has_a_status_of_its_own(folder: Folder) -> None:
     write(folder, setting=16)  # which is an error of every case
     earlier(folder, modelopt_fp8="regression")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,7 +17,7 @@ import pytest
 from builders import record, result
 from engine_sessions import PATIENCE, Folder, fake_engine, short, wait_for
 
-from pytest_llamaperf.records import TestRecord
+from pytest_llamaperf.records import Result, TestRecord
 from pytest_llamaperf.runs import read_log, read_run
 
 pytest_plugins = ["pytester"]
@@ -244,7 +244,12 @@ def test_a_run_that_told_all_is_measured_anew(folder: Folder) -> None:
     assert folder.run_json()["run"]["sessions"] == 1
 
 
-Change = Callable[[Folder], object]
+# What a log says it was measured under, in place of what it was.
+ASKED_BEFORE: dict[str, Any] = {
+    "installed": {"pytest": "8.0"},
+    "machine": {"GPU power limit": "500 W", "cores": 999},
+    "lock_clocks": 1500,
+}
 
 
 @pytest.mark.parametrize(
@@ -258,11 +263,14 @@ Change = Callable[[Folder], object]
         (("-k", "speed"), None, "*had other tests: 4 tests are gone: test_suite.py::test_error*"),
         ((), "waivers.yaml", "*conditions: waivers waivers.yaml was None and is '*'; *"),
         ((), "installed", "*conditions: installed pytest was '8.0' and is '*'; *"),
+        ((), "machine", "*conditions: machine GPU power limit was '500 W' and is None; machine cores was 999 and is *; *"),
+        ((), "lock_clocks", "*conditions: lock_clocks was 1500 and is None; *"),
+        ((), "NCCL_ALGO", "*conditions: environment env NCCL_ALGO was None and is 'Ring'; *"),
     ],
-    ids=["restarts", "gate", "promises", "tests", "conftest", "selection", "waivers", "installed"],
+    ids=["restarts", "gate", "promises", "tests", "conftest", "selection", "waivers", "installed", "machine", "clocks", "variable"],
 )  # fmt: skip
 def test_nothing_is_kept_under_other_conditions(
-    cut_off: Folder, options: tuple[str, ...], change: str | None, problem: str
+    cut_off: Folder, options: tuple[str, ...], change: str | None, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = cut_off.path / "out" / "run.jsonl"
     if change == "baselines":
@@ -270,10 +278,13 @@ def test_nothing_is_kept_under_other_conditions(
         path.write_text(path.read_text().replace("0.05", "0.6"))
     elif change == "waivers.yaml":
         (cut_off.path / change).write_text("schema: 1\nwaivers: {}\n")
-    elif change == "installed":
+    elif change == "NCCL_ALGO":
+        monkeypatch.setenv(change, "Ring")
+    elif change in ASKED_BEFORE:
         header, *rest = log.read_text().splitlines()
         told = json.loads(header)
-        told["asked"]["installed"]["pytest"] = "8.0"
+        now, before_it = told["asked"][change], ASKED_BEFORE[change]
+        told["asked"][change] = {**now, **before_it} if isinstance(now, dict) else before_it
         log.write_text("\n".join([json.dumps(told), *rest, ""]))
     elif change:
         with (cut_off.path / change).open("a") as file:
@@ -501,6 +512,10 @@ def test_a_clock_that_jumps_changes_nothing_that_is_decided(folder: Folder) -> N
     assert all(0 <= use["held"] < 3600 for use in jumped["engines"])
 
 
+def blind(made: Result) -> Result:
+    return dataclasses.replace(made, health={"blind": "the driver did not answer"})
+
+
 @pytest.mark.parametrize(
     ("test", "settled"),
     [
@@ -516,6 +531,11 @@ def test_a_clock_that_jumps_changes_nothing_that_is_decided(folder: Folder) -> N
         (record(result(), outcome="error"), False),
         (record(outcome="failed"), False),
         (record(outcome="unfinished"), False),
+        (record(blind(result())), False),
+        (record(result(), blind(result())), False),
+        (record(blind(result("regression")), outcome="failed"), True),
+        (record(blind(result("inconclusive")), outcome="skipped"), True),
+        (record(blind(result("regression")), outcome="waived"), True),
     ],
 )
 def test_what_was_measured_and_is_not_good_is_never_asked_again(test: TestRecord, settled: bool) -> None:

@@ -118,6 +118,15 @@ def test_a_release_is_told_in_the_first_line() -> None:
     assert "Failures" not in text
 
 
+def test_what_to_do_and_what_a_decision_is_not_about_stand_with_it() -> None:
+    skipped = markdown_of(run_of(broken=(record(outcome="skipped", reason="no GPU"),)))
+    on_cpu = markdown_of(dataclasses.replace(run_of(result()), header=dataclasses.replace(HEADER, gpu="cpu")))
+
+    assert "\nskipped: give the tests what they lack; a test that did not run shows nothing\n" in skipped
+    assert "on a CPU and nothing else: no GPU was asked, so no build is released for one" in on_cpu
+    assert "no file of the gate says what has to be judged" in on_cpu
+
+
 def test_a_run_that_was_cut_off_has_no_decision() -> None:
     run = dataclasses.replace(run_of(result(100.0)), decision=None)
 
@@ -281,6 +290,15 @@ def test_bencher_gets_its_metric_format() -> None:
             "ttft_median": {"value": 0.5},
         }
     }
+
+
+def test_what_nobody_watched_is_charted_under_another_name() -> None:
+    run = run_of(result(464.0, health={"blind": "Driver Not Loaded"}))
+
+    (entry,) = github_action_benchmark(run, Better.HIGHER)
+
+    assert entry["name"] == f"{ID} output_throughput (measured blind)"
+    assert list(bencher(run)) == [f"{ID} (measured blind)"]
 
 
 def test_a_prediction_is_charted_under_another_name() -> None:

@@ -199,7 +199,7 @@ def _promisable(test: TestRecord, result: Result) -> tuple[Case, Summary]:
     """The case and its value, as far as a run alone tells whether it may be promised. Raises _LeftOut."""
     if result.outcome == Outcome.ERROR or result.metric is None or result.value is None:
         raise _LeftOut("an error, no value")
-    if result.health.get("blind"):
+    if result.blind:
         raise _LeftOut("measured on GPUs that nobody watched")
     if result.source != Source.MEASURED:
         raise _LeftOut(f"{result.source or 'of unknown source'}, not measured: it never becomes a promise")

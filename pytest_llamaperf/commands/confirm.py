@@ -22,7 +22,7 @@ NO, NOT_ENOUGH = 1, 3
 @click.option("--results", type=click.Path(path_type=Path), help="folder of the new run (default: RUN/confirmed)")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def confirm(run: Path, against: str, results: Path | None, options: tuple[str, ...]) -> None:
-    """Measure again the tests of RUN that found a regression or could not tell, against another build.
+    """Measure again the tests of RUN that found a regression, could not tell, or were not watched, against another build.
 
     RUN is a folder that --results wrote. Both builds are started fresh and in turn until each is told apart or not, by
     the rule of `pytest --against`; nothing of RUN's own values is used. To be run where RUN was, with its suites.
@@ -31,13 +31,16 @@ def confirm(run: Path, against: str, results: Path | None, options: tuple[str, .
     \b
       llamaperf confirm out --against ../trtllm-1.1/venv
 
-    Exit status: 0 nothing got slower, 1 something did, 2 wrong usage, 3 it cannot be told.
+    Exit status: 0 nothing got slower, 1 something did, 2 wrong usage, 3 it cannot be told, as where RUN is not whole.
     """
     from pytest_llamaperf.errors import UsageError
     from pytest_llamaperf.runs import read_run
 
     earlier = read_run(run)
-    doubtful = list(dict.fromkeys(r.nodeid for r in earlier.results if r.outcome in IN_DOUBT))
+    doubtful = list(dict.fromkeys(r.nodeid for r in earlier.results if r.outcome in IN_DOUBT or r.blind))
+    if not doubtful and earlier.incomplete:
+        click.echo(f"nothing to confirm in what {run} has, and it is not whole: {earlier.incomplete}")
+        sys.exit(NOT_ENOUGH)
     if not doubtful:
         click.echo(f"nothing to confirm: {run} has no regression, and nothing it could not tell")
         return
@@ -54,5 +57,7 @@ def confirm(run: Path, against: str, results: Path | None, options: tuple[str, .
     outcomes = {result.outcome for result in read_run(folder).results}
     if "regression" in outcomes:
         sys.exit(NO)
-    if outcomes != {"pass"}:
+    if earlier.incomplete:
+        click.echo(f"{run} is not whole: {earlier.incomplete}")
+    if outcomes != {"pass"} or earlier.incomplete:
         sys.exit(NOT_ENOUGH)

@@ -19,11 +19,11 @@ def gate(run: Path) -> None:
 
     Exit status: 0 releasable, 1 not releasable, 2 wrong usage, 3 the run was cut off before there was a decision.
     """
-    from pytest_llamaperf.gates import scope
+    from pytest_llamaperf.gates import told_beside
     from pytest_llamaperf.runs import read_run
     from pytest_llamaperf.wording import counted
 
-    kept = read_run(run)
+    kept = read_run(run, sealed=True)
     if kept.decision is None:
         click.echo(f"no decision: the run was cut off after {counted(len(kept.tests), 'test')}")
         sys.exit(NOT_ENOUGH)
@@ -34,9 +34,8 @@ def gate(run: Path) -> None:
         click.echo(f"  - {reason}")
     for waived in decision.waived:
         click.echo(f"  - waived: {waived}")
-    for told in (*decision.remedies, scope(kept.header.gpu, kept.header.engine), decision.unasked):
-        if told:
-            click.echo(told)
+    for told in told_beside(decision, kept.header.gpu, kept.header.engine):
+        click.echo(told)
     if decision.missing:
         click.echo("missing:")
     for each in decision.missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ from pytest_llamaperf.wording import counted, printable, shown_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from pytest_llamaperf.importing.reading import LeftOut
+    from pytest_llamaperf.observations import Observation
 
 _DB = click.option(
     "--db", metavar="URL", help="A path or URL.  [default: $LLAMAPERF_HISTORY, or a file of the user's data]"
@@ -105,7 +108,7 @@ def import_(outer: str | None, files: Sequence[Path], db: str | None, gpu: str |
     """
     from pytest_llamaperf.catalog import gpu_named
     from pytest_llamaperf.history import open_history
-    from pytest_llamaperf.importing import observations_in
+    from pytest_llamaperf.importing import observations_in, why_not_whole
     from pytest_llamaperf.importing.reading import LeftOut, Told
 
     told = Told(None if gpu is None else gpu_named(gpu).name, None if scenario is None else _scenario(scenario))
@@ -114,7 +117,8 @@ def import_(outer: str | None, files: Sequence[Path], db: str | None, gpu: str |
         for file in files:
             left_out = LeftOut()
             try:
-                added = opened.add(observations_in(file, told, left_out), shown_path(file))
+                added = opened.add(_watched(observations_in(file, told, left_out), left_out), shown_path(file))
+                incomplete = why_not_whole(file)
             except UsageError as problem:
                 problems.append(str(problem))
                 continue
@@ -129,8 +133,19 @@ def import_(outer: str | None, files: Sequence[Path], db: str | None, gpu: str |
                 click.echo(f"{shown_path(file)}: {names} in the history already, and not added again")
             for reason, number in left_out.items():
                 click.echo(f"  left out {counted(number, 'value')}: {reason}")
+            if incomplete:
+                click.echo(f"  not whole: {incomplete}")
     if problems:
         raise UsageError("\n".join([*problems, f"{counted(len(problems), 'file')} of {len(files)} not imported"]))
+
+
+def _watched(observed: Iterable[Observation], left_out: LeftOut) -> Iterator[Observation]:
+    """A level of values of which some were measured on slow GPUs is none."""
+    for one in observed:
+        if one.blind:
+            left_out["measured on GPUs that nobody watched"] += 1
+        else:
+            yield one
 
 
 @history.command(short_help="Remove a run.")

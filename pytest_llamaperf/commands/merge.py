@@ -36,6 +36,7 @@ def merge_and_tell(campaign: Campaign) -> None:
 
     from pytest_llamaperf.errors import UsageError
     from pytest_llamaperf.files import write_atomically
+    from pytest_llamaperf.gates import told_beside
     from pytest_llamaperf.runs import run_document, to_json
     from pytest_llamaperf.scaling.contract import JUNIT
     from pytest_llamaperf.scaling.merging import merge as merged
@@ -64,6 +65,10 @@ def merge_and_tell(campaign: Campaign) -> None:
         click.echo(run.decision.headline)
         for reason in run.decision.reasons:
             click.echo(f"  - {printable(reason)}")
+        for waived in run.decision.waived:
+            click.echo(f"  - waived: {printable(waived)}")
+        for told in told_beside(run.decision, run.header.gpu, run.header.engine):
+            click.echo(told)
     click.echo(f"results: {shown_path(campaign.path / 'run.json')}")
     if found.failed:
         sys.exit(NO)

@@ -22,8 +22,11 @@ KINDS = ("source", "harness")
 # Without these there is no change to speak of.
 NEVER = ("unit", "better")
 
+# What nobody watched is compared with nothing: its GPUs may have been slowed down.
+WATCHED = "GPUs watched"
+
 # Names that settings may not have for themselves; versions that are told, or refused, in another place.
-_TAKEN = frozenset({"hardware", "engine", *KINDS, *NEVER, *INSTRUMENTS})
+_TAKEN = frozenset({"hardware", "engine", WATCHED, *KINDS, *NEVER, *INSTRUMENTS})
 _ELSEWHERE = frozenset({*RUNTIME, *INSTRUMENTS})
 
 # What is told where one side is of a time in which less was recorded.
@@ -93,6 +96,8 @@ def _of_results(before: Observation, after: Observation) -> Iterator[Difference]
         yield Difference("unit", before.unit, after.unit)
     if before.better != after.better:
         yield Difference("better", before.better, after.better)
+    if before.blind or after.blind:
+        yield Difference(WATCHED, *(f"no: {one.blind}" if one.blind else "yes" for one in (before, after)))
 
 
 def _of_settings(before: Observation, after: Observation) -> Iterator[tuple[Difference, bool]]:

@@ -15,7 +15,7 @@ from pytest_llamaperf.observations import Observation
 SCHEMA = 1
 # What a line says for all of its observations, and what each says itself: of its machine a line has the kind alone.
 _SHARED = ("case", "metric", "source", "harness", "unit", "better")
-_OWN = tuple(field.name for field in fields(Observation) if field.name not in _SHARED)
+_OWN = tuple(field.name for field in fields(Observation) if field.name not in (*_SHARED, "blind"))
 
 
 def document(observations: Iterable[Observation]) -> dict[str, Any]:

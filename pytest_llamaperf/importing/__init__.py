@@ -52,6 +52,14 @@ def observations_in(path: Path, told: Told | None = None, left_out: LeftOut | No
     return itertools.chain([first], found)
 
 
+def why_not_whole(path: Path) -> str:
+    """Of a run of our own that was cut off; empty for a whole one, and for a file of another tool."""
+    try:
+        return read_run(path).incomplete
+    except UsageError:
+        return ""
+
+
 def _observations(path: Path, told: Told, left_out: LeftOut) -> Iterator[Observation]:
     if path.is_dir():
         return iter(observations_of(read_run(path)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
 
+from pytest_llamaperf.gates import told_beside
 from pytest_llamaperf.metrics import ACCURACY
 from pytest_llamaperf.observations import Observation, observations_of
 from pytest_llamaperf.records import Result, TestRecord
@@ -84,6 +85,7 @@ def page(run: Run, known: Iterable[Observation] = ()) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         lasted=_lasted(run),
+        beside=told_beside(run.decision, run.header.gpu, run.header.engine) if run.decision else (),
         counts=_counts(run.results),
         tests=Counter(test.outcome for test in run.tests),
         earlier=sum(test.session < run.header.sessions for test in run.tests),

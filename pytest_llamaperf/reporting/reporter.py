@@ -19,9 +19,8 @@ from pytest_llamaperf.checking import case_of_report, measures_of_report, result
 from pytest_llamaperf.collecting import DESELECTED, REFUSAL, case_of, deselected_cases, only_looks
 from pytest_llamaperf.errors import UsageError
 from pytest_llamaperf.files import write_atomically
-from pytest_llamaperf.gates import Decision, decide, scope
+from pytest_llamaperf.gates import Decision, decide, other_builds, told_beside
 from pytest_llamaperf.interrupts import Interrupts, uninterrupted
-from pytest_llamaperf.measurements import Source
 from pytest_llamaperf.records import UNFINISHED, WAIVED, TestRecord
 from pytest_llamaperf.requirements import Requirement
 from pytest_llamaperf.reservations import RUN
@@ -258,8 +257,9 @@ class Reporter:
         terminalreporter.write(summary_text(results, width=width, color=color))
         if gate and not self._acceptance.settings.shard:
             terminalreporter.section("release gate")
-            about = scope(self._acceptance.gpu, self._acceptance.engine_kind)
-            terminalreporter.write(decision_text(self._decision(), about, width=width, color=color))
+            decision = self._decision()
+            beside = told_beside(decision, self._acceptance.gpu, self._acceptance.engine_kind)
+            terminalreporter.write(decision_text(decision, beside, width=width, color=color))
         against = self._acceptance.begun_against
         if against and against.summary:
             terminalreporter.write_line(against.summary)
@@ -317,20 +317,8 @@ class Reporter:
         return (*(self._files.earlier if self._files else ()), *self._acceptance.ledger.uses)
 
     def _mixed(self) -> list[str]:
-        """What was kept and what was measured now have to be of one build; installed versions do not tell all."""
-        loaded: dict[tuple[str, str], dict[str, str]] = {}
-        for test in self._tests.values():
-            for result in test.results:
-                if result.source == Source.MEASURED:
-                    for name, version in result.fingerprint.get("versions", {}).items():
-                        key = (str(result.case["engine"]), name)
-                        loaded.setdefault(key, {}).setdefault(str(version), f"session {test.session}")
-        return [
-            f"sessions of this run measured other builds: {engine} loaded {name} "
-            + ", ".join(f"{version} in {session}" for version, session in versions.items())
-            for (engine, name), versions in loaded.items()
-            if len(set(versions.values())) > 1
-        ]
+        """What was kept and what was measured now have to be of one build."""
+        return other_builds("sessions", ((f"session {test.session}", test) for test in self._tests.values()))
 
     def _lost(self) -> list[str]:
         """What the comparison with another build found beyond what tests asked: no `blocked` beside a release."""
@@ -383,7 +371,7 @@ class _Files:
             )
         durations = acceptance.surroundings.durations
         try:
-            durations.learn(*read_durations(folder))
+            durations.learn(*read_durations(folder, acceptance.machine.to_dict()))
         except (UsageError, AttributeError, TypeError, ValueError):
             # Of what somebody changed, or another version wrote: deadlines are the defaults then, and say so.
             durations.learn({}, "")

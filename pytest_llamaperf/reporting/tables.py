@@ -40,17 +40,16 @@ def summary_text(results: Sequence[Result], *, width: int, color: bool) -> str:
     return rendered([*parts, _counts(results), *_notes(results), *warning], width=width, color=color)
 
 
-def decision_text(decision: Decision, about: str = "", *, width: int, color: bool) -> str:
+def decision_text(decision: Decision, beside: Sequence[str] = (), *, width: int, color: bool) -> str:
     """May this build be released, and what stands against it; a reason stays on one line, to be searched for.
 
-    `about` is what `gates.scope` says of the run.
+    `beside` is what `gates.told_beside` says of it.
     """
     style = "bold red" if not decision.releasable else "bold yellow" if decision.waived else "bold green"
     told = [Text(decision.headline, style=style)]
     told += [Text(f"  - {reason}") for reason in decision.reasons]
     told += [Text(f"  - waived: {each}", style="yellow") for each in decision.waived]
-    told += [Text(remedy, style="dim") for remedy in decision.remedies]
-    told += [Text(each, style="dim") for each in (about, decision.unasked) if each]
+    told += [Text(each, style="dim") for each in beside]
     if len(decision.missing) > 1:
         told.append(Text(f"run.json (--results) lists all {len(decision.missing)} that are missing", style="dim"))
     return rendered(told, width=width, color=color, wrap=False)

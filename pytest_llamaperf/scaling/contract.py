@@ -115,12 +115,13 @@ class Campaign:
         found = self._results(shard)
         if found is None or found.header.interrupted:
             return False
-        return belongs(found.header, self.manifest, shard) and not lacking(found, shard)
+        ours = belongs(found.header, self.manifest, shard) and not apart(found.header, self.manifest.about)
+        return ours and not lacking(found, shard)
 
     def _results(self, shard: Shard) -> Run | None:
         path = self.folder(shard) / "run.json"
         try:
-            return read_run(path) if path.is_file() else None
+            return read_run(path, sealed=True) if path.is_file() else None
         except UsageError:
             return None
 
@@ -213,6 +214,14 @@ def campaign_of(path: Path) -> Campaign:
 
 def belongs(header: RunHeader, manifest: Manifest, shard: Shard) -> bool:
     return header.shard.get("run") == manifest.id and header.shard.get("key") == shard.key
+
+
+def apart(header: RunHeader, about: About) -> str:
+    """What is different from the plan: results of other versions are of another build."""
+    pairs = {"--gpu": (header.gpu, about.gpu), "--engine": (header.engine, about.engine)}
+    for name in sorted({*header.versions, *about.versions}):
+        pairs[name] = (header.versions.get(name, "none"), about.versions.get(name, "none"))
+    return ", ".join(f"{name} {found} and not {wanted}" for name, (found, wanted) in pairs.items() if found != wanted)
 
 
 def lacking(run: Run, shard: Shard) -> list[str]:

@@ -9,10 +9,13 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from pytest_llamaperf.engines import PREDICTED
-from pytest_llamaperf.errors import UsageError
+from pytest_llamaperf.engines import PREDICTED, TEMPORARY
+from pytest_llamaperf.errors import EngineError, UsageError
+from pytest_llamaperf.gpu_watch.clocks import unlock
 from pytest_llamaperf.hosting.processes import Exit, Family
+from pytest_llamaperf.leftovers import sweep
 from pytest_llamaperf.reservations import CPU_NAME, RUN, SETTING, Taken, folder, reserve
 from pytest_llamaperf.scaling.contract import (
     ATTEMPTS,
@@ -109,9 +112,20 @@ class Node:
                 f"{problem.strerror or problem}; name a folder that can be in {SETTING}"
             ) from None
         try:
+            if reservation.alone:  # as none of its shards is
+                self._tidy(place)
             yield
         finally:
             reservation.release()
+
+    def _tidy(self, place: Path) -> None:
+        """What sessions left that were killed. Raises UsageError where clocks stay locked."""
+        sweep(TEMPORARY)
+        if self.campaign.manifest.about.on_gpus:
+            try:
+                unlock(self.campaign.manifest.about.gpu, place)
+            except EngineError as problem:
+                raise UsageError(str(problem)) from None
 
     def _end_what_was_left(self) -> None:
         """Of an earlier `run` that was killed: whatever it started still holds devices."""

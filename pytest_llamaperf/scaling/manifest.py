@@ -75,7 +75,7 @@ class Shard:
 
     def __str__(self) -> str:
         more = len(self.engines) - 1
-        return f"{self.key} and {more} more" if more else self.key
+        return f"{self.key} and {more} more" if more > 0 else self.key
 
 
 @dataclass(frozen=True)

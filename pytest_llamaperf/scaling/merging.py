@@ -7,21 +7,23 @@ count as not run; the rest is merged all the same, so that a person sees what th
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pytest_llamaperf.baselines import read_baselines
+from pytest_llamaperf.baselines import BaselineBook, read_baselines
 from pytest_llamaperf.errors import UsageError
-from pytest_llamaperf.gates import Decision, decide
+from pytest_llamaperf.fingerprints import matching_parts
+from pytest_llamaperf.gates import Decision, decide, other_builds
 from pytest_llamaperf.records import TestRecord
 from pytest_llamaperf.requirements import promised_by, required_for
 from pytest_llamaperf.runs import Run, RunHeader, read_run
-from pytest_llamaperf.scaling.contract import JUNIT, SHARDS, Campaign, lacking
+from pytest_llamaperf.scaling.contract import JUNIT, SHARDS, Campaign, apart, lacking
 from pytest_llamaperf.scaling.junit import Suites, read_suites
-from pytest_llamaperf.scaling.manifest import About, Shard
+from pytest_llamaperf.scaling.manifest import Shard
 from pytest_llamaperf.waivers import waivers_for
 from pytest_llamaperf.wording import counted, shown_path
 
@@ -96,8 +98,8 @@ def _read(campaign: Campaign, shard: Shard) -> Run:
         raise _Unusable(f"stale: {shard}: {where} is of the run {told.get('run')}, not of {manifest.id}")
     if told.get("key") != shard.key:
         raise _Unusable(f"duplicate: {shard}: {where} has the results of {told.get('key')} instead")
-    if apart := _apart(run.header, manifest.about):
-        raise _Unusable(f"foreign: {shard}: {where} was run with {apart}")
+    if other := apart(run.header, manifest.about):
+        raise _Unusable(f"foreign: {shard}: {where} was run with {other}")
     if strange := {test.nodeid for test in run.tests} - set(shard.tests):
         raise _Unusable(f"foreign: {shard}: {where} has tests that were not planned, as {min(strange)}")
     if run.header.interrupted:
@@ -124,40 +126,32 @@ def _how_far(folder: Path) -> str:
     return f"cut off after {counted(len(begun.tests), 'test')}, in {shown_path(folder)}"
 
 
-def _apart(header: RunHeader, about: About) -> str:
-    """What is different from the plan: results of other versions are of another build."""
-    pairs = {"--gpu": (header.gpu, about.gpu), "--engine": (header.engine, about.engine)}
-    for name in sorted({*header.versions, *about.versions}):
-        pairs[name] = (header.versions.get(name, "none"), about.versions.get(name, "none"))
-    return ", ".join(f"{name} {found} and not {wanted}" for name, (found, wanted) in pairs.items() if found != wanted)
-
-
 def _of_other_machines(headers: Mapping[str, RunHeader]) -> dict[str, str]:
     """Shards whose machine is of another kind than that of most: their values and the others' are not of one run."""
-    kinds = {key: _machine(header) for key, header in headers.items()}
-    usual = Counter(kinds.values()).most_common(1)[0][0] if kinds else ()
+    kinds = {key: matching_parts(header.fingerprint) for key, header in headers.items()}
+    texts = {key: json.dumps(kind, sort_keys=True) for key, kind in kinds.items()}  # of a run.json, so they are JSON
+    most = Counter(texts.values()).most_common(1)
+    usual = json.loads(most[0][0]) if most else {}
     return {
-        key: f"foreign: {key}: was run on {_told(kind)}, and most shards on {_told(usual)}"
+        key: f"foreign: {key}: was run on another machine than most shards: {_differences(kind, usual)}"
         for key, kind in kinds.items()
         if kind != usual
     }
 
 
-def _machine(header: RunHeader) -> tuple[str, ...]:
-    """Processor, driver, GPU products."""
-    machine = header.fingerprint
-    products = sorted({gpu["product"] for gpu in _gpus(machine)})
-    return (str(machine.get("processor")), str(machine.get("driver")), *products)
-
-
-def _told(kind: Sequence[str]) -> str:
-    processor, driver, *products = kind
-    return f"{processor}, {', '.join(products) or 'no GPU'}, driver {driver}"
+def _differences(kind: Mapping[str, object], usual: Mapping[str, object]) -> str:
+    names = [name for name in sorted({*kind, *usual}) if kind.get(name) != usual.get(name)]
+    return ", ".join(f"{name} {kind.get(name, 'not told')} and not {usual.get(name, 'not told')}" for name in names)
 
 
 def _gpus(machine: Mapping[str, object]) -> list[Mapping[str, str]]:
     found = machine.get("gpus")
     return [gpu for gpu in found if isinstance(gpu, Mapping)] if isinstance(found, (list, tuple)) else []
+
+
+def _topology(machine: Mapping[str, object]) -> Mapping[str, object]:
+    found = machine.get("topology")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _foreign_folders(campaign: Campaign) -> list[str]:
@@ -174,6 +168,7 @@ def _header(campaign: Campaign, headers: Sequence[RunHeader]) -> RunHeader:
     if machine:
         gpus = {gpu.get("uuid"): gpu for header in headers for gpu in _gpus(header.fingerprint)}
         machine["gpus"] = list(gpus.values())
+        machine["topology"] = {pair: way for header in headers for pair, way in _topology(header.fingerprint).items()}
     return RunHeader(
         id=manifest.id,
         started=min((header.started for header in headers), default=manifest.planned),
@@ -208,4 +203,25 @@ def _decision(
         ),
     )
     broke = [reason for run in runs.values() if run.decision for reason in run.decision.reasons[1:]]
-    return dataclasses.replace(decision, reasons=(*problems, *decision.reasons, *broke))
+    mixed = other_builds("shards", ((key, test) for key, run in runs.items() for test in run.tests))
+    return dataclasses.replace(
+        decision, reasons=(*problems, *decision.reasons, *mixed, *_of_other_promises(tests, book), *broke)
+    )
+
+
+def _of_other_promises(tests: Sequence[TestRecord], book: BaselineBook) -> Iterator[str]:
+    """Results whose promise in the files of baselines is another one now: the shard has them since before."""
+    promised = {(entry.case.id, entry.metric.name): entry for entry in book}
+    for result in (result for test in tests for result in test.results):
+        now, then = promised.get((result.case["id"], str(result.metric))), result.baseline
+        if now is None or not then or not then.get("file"):  # of an accuracy it is what its reference scored
+            continue
+        if (then["value"], then["tolerance"]) != (now.value, now.tolerance):
+            yield (
+                f"judged by a promise that has changed: {result}: it was {_promise(then['value'], then['tolerance'])}, "
+                f"and is {_promise(now.value, now.tolerance)} in {now.place}; plan and run again"
+            )
+
+
+def _promise(value: float, tolerance: float) -> str:
+    return f"{value:g} within {tolerance * 100:g} %"

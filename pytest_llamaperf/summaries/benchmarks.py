@@ -4,7 +4,8 @@ github-action-benchmark (its tools customBiggerIsBetter and customSmallerIsBette
 of {name, unit, value, range, extra}: https://github.com/benchmark-action/github-action-benchmark.
 Bencher's adapter `json` reads its Metric Format, {benchmark: {measure: {value, lower_value, upper_value}}}:
 https://bencher.dev/docs/reference/bencher-metric-format.
-Values are in base units. A prediction has another name than a measurement, so that the two never become one line.
+Values are in base units. A prediction, and what was measured on GPUs that nobody watched, has a name of its own, so that it never
+becomes one line with measurements.
 """
 
 from __future__ import annotations
@@ -59,4 +60,6 @@ def _entry(each: Observation) -> dict[str, Any]:
 
 
 def _name(name: str, each: Observation) -> str:
+    if each.blind:
+        return f"{name} (measured blind)"
     return name if each.source == Source.MEASURED else f"{name} ({each.source})"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_llamaperf.account import account_lines
-from pytest_llamaperf.gates import Decision
+from pytest_llamaperf.gates import Decision, told_beside
 from pytest_llamaperf.markdown import escaped, visible
 from pytest_llamaperf.measurements import Source
 from pytest_llamaperf.records import Result, TestRecord
@@ -32,6 +32,7 @@ def markdown_of(run: Run, *, most_bytes: int = MOST_BYTES) -> str:
     page.add(_title(run.decision))
     page.add(f"\n{_about(run.header)}\n")
     page.add("".join(f"{line}\n" for line in _reasons(run.decision)))
+    page.add("".join(f"\n{escaped(line)}\n" for line in _beside(run)))
     page.add(f"\n{_counts(run.results)}\n")
     page.add(_resumed(run))
     page.add_section("\n### Failures\n", list(_failures(run)), "failure")
@@ -98,6 +99,10 @@ def _reasons(decision: Decision | None) -> Iterator[str]:
         yield f"- {escaped(_clipped(reason))}"
     if len(reasons) > MOST_REASONS:
         yield f"- and {counted(len(reasons) - MOST_REASONS, 'more reason')}"
+
+
+def _beside(run: Run) -> Sequence[str]:
+    return told_beside(run.decision, run.header.gpu, run.header.engine) if run.decision else ()
 
 
 def _counts(results: Sequence[Result]) -> str:
