@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 
 import pytest
 from hypothesis import settings
 from reliability_page import faults
+
+# A process that a shell started in the background ignores SIGINT, and all that it starts does too: tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("llamaperf", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("llamaperf")
