@@ -51,8 +51,10 @@ def differences(before: Observation, after: Observation) -> tuple[Difference, ..
     """
     found = list(_of_results(before, after))
     if before.source == after.source:
-        if before.versions != after.versions:
-            found += _unequal({name: (before.versions.get(name), after.versions.get(name)) for name in INSTRUMENTS})
+        ours, theirs = before.versions, after.versions
+        for name in INSTRUMENTS if ours != theirs else ():
+            if ours.get(name) != theirs.get(name):
+                found.append(Difference(name, ours.get(name), theirs.get(name)))
         if before.source == Source.MEASURED:
             found += _of_machines(before.machine, after.machine).refused
         if before.settings != after.settings:
