@@ -35,8 +35,8 @@ NAMES = frozenset(
 )
 PREFIXES = ("NCCL_", "TRTLLM_", "TRT_LLM_", "TLLM_", "UCX_")
 
-# What a launcher makes up anew for every process: addresses, and the key of a channel.
-MADE_UP = ("TLLM_SPAWN_",)
+# What a launcher makes up anew for every process, addresses and the key of a channel; and what stays the same: nothing is sent home.
+MADE_UP = ("TLLM_SPAWN_", "TRTLLM_NO_USAGE_STATS")
 
 # In the place of a value that may be a credential.
 WITHHELD = "(withheld: it looks like a credential)"

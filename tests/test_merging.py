@@ -158,6 +158,11 @@ def truncated_junit(of: Campaign) -> None:
     path.write_text(path.read_text()[:-5])
 
 
+def junit_with_entities(of: Campaign) -> None:
+    path = of.folder(A) / JUNIT
+    path.write_text('<!DOCTYPE lolz [<!ENTITY a "a"><!ENTITY b "&a;&a;&a;">]>' + path.read_text().partition("?>")[2])
+
+
 def junit_of_fewer(of: Campaign) -> None:
     (of.folder(A) / JUNIT).write_text(junit(record(nodeid="suite.py::test_a")))
 
@@ -188,6 +193,7 @@ FAULTS: dict[Callable[[Campaign], None], str] = {
     interrupted: "missing: a: ended early (SIGTERM), in ",
     no_junit: "junit.xml: cannot be read",
     truncated_junit: "junit.xml: is no XML",
+    junit_with_entities: "junit.xml: has a DOCTYPE",
     junit_of_fewer: "junit.xml: tells of 1 test otherwise than run.json, as suite.py::test_a2",
     junit_that_hides_a_failure: "otherwise than run.json, as suite.py::test_a",
     stray_folder: "0009-a is no shard of this run",

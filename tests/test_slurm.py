@@ -162,8 +162,10 @@ class Run:
         command = [sys.executable, "-m", "pytest_llamaperf.commands", *self.run_command, *more]
         with (self.folder / "run.log").open("w") as log:
             process = subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True
-            )
+                # As a terminal starts it: what nohup started ignores a hang-up.
+                command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+            )  # fmt: skip
         try:
             yield process
         finally:
