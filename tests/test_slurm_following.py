@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from engine_sessions import skip_if_ignored
 from shard_builders import campaign, leave_results, shard
 
 from pytest_llamaperf.errors import UsageError
@@ -448,6 +449,7 @@ def test_a_submission_without_an_answer_is_not_there_twice(made: Made) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_cancels_everything(made: Made, number: signal.Signals) -> None:
+    skip_if_ignored(number)
     followed, slurm, lines = made(shard("a"), shard("b"))
     lines.at = lambda standing: os.kill(os.getpid(), number)
 
