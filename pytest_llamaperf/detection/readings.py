@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_llamaperf.errors import EngineError, UsageError
 from pytest_llamaperf.metrics import Better, Metric
@@ -29,9 +28,11 @@ class Side(StrEnum):
     CANDIDATE = "candidate"
 
 
-@dataclass(frozen=True, order=True)
-class Cell:
-    """One metric of one case. `engine` names what is restarted: its cells get their readings together."""
+class Cell(NamedTuple):
+    """One metric of one case. `engine` names what is restarted: its cells get their readings together.
+
+    A tuple, for there may be a hundred thousand.
+    """
 
     engine: str
     case: str
