@@ -41,12 +41,13 @@ def test_after():
 CONFTEST = fake_engine(every=[100.0, 101.0]).replace(
     'self.tell("run")\n', 'self.tell("run")\n        time.sleep(SECONDS)\n'
 )
-# Nothing that is shown differs from one session to the next: no round is repeated, and no engine is held for an hour.
+# Nothing that is shown differs from one session to the next: no round is repeated, and it is not told what engines cost.
 QUIET = """
 import time
-from pytest_llamaperf import account, measuring
+from pytest_llamaperf import measuring
+from pytest_llamaperf.reporting import reporter
 measuring.TOLERATED_CORES = 99
-account.LEAST = 1.0
+reporter.account_lines = lambda uses: []
 """
 WARNING = "\ndef pytest_runtest_teardown():\n    import warnings\n    warnings.warn('what is told at the end')\n"
 HIDDEN = "from pytest_llamaperf.reporting.progress import ProgressBar\nProgressBar._below = lambda self, text: False\n"
