@@ -493,8 +493,8 @@ def _jumped():
     return _real() + next(_jumps)
 
 time.time = _jumped
-import pytest_llamaperf.reporting.reporter
-pytest_llamaperf.reporting.reporter.datetime = _Jumping
+import pytest_llamaperf.reporting.session_files
+pytest_llamaperf.reporting.session_files.datetime = _Jumping
 """
 
 

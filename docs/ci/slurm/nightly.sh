@@ -29,10 +29,11 @@ exec {lock}>"$shared/runs/lock"
 flock --nonblock "$lock" || { echo "another gate is running: squeue --me" >&2; exit 2; }
 
 # TensorRT-LLM's wheels, and this project as it stands in the repository, once for each version. The mark says that all is there.
+# pip has to know where NVIDIA's wheels are: PIP_EXTRA_INDEX_URL, or pip's configuration, as TensorRT-LLM's guide says.
 if [ ! -e "$environment/complete" ]; then
     python3 -m venv --clear "$environment"
-    "$environment/bin/pip" install --quiet --extra-index-url https://pypi.nvidia.com \
-        --editable ".[tensorrt-llm,accuracy,report,postgresql]" "tensorrt-llm==$trtllm"
+    "$environment/bin/pip" install --quiet --editable \
+        ".[tensorrt-llm,accuracy,report,postgresql]" "tensorrt-llm==$trtllm"
     touch "$environment/complete"
 fi
 PATH=$environment/bin:$PATH
