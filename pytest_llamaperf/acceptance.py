@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
@@ -22,36 +21,29 @@ from pytest_llamaperf.cases import CPU, Case, Runtime
 from pytest_llamaperf.catalog.tasks import evaluations
 from pytest_llamaperf.engines import (
     PREDICTED,
-    TEMPORARY,
     Engine,
     EngineSpec,
     Opener,
     Surroundings,
-    is_built_in,
-    readiness,
 )
 from pytest_llamaperf.engines.trtllm.nodes import found_nodes
 from pytest_llamaperf.environment import compared
 from pytest_llamaperf.errors import EngineError, LlamaperfError, Unsupported, UsageError
 from pytest_llamaperf.fingerprints import matching
-from pytest_llamaperf.gpu_watch.clocks import OPTION, LockedClocks, unlock
 from pytest_llamaperf.gpu_watch.gpus import WatchedGpus
 from pytest_llamaperf.hardware import Machine, find_machine
-from pytest_llamaperf.hosting.failures import EngineFailure, FailureKind
-from pytest_llamaperf.hosting.phases import Phase
-from pytest_llamaperf.leftovers import sweep
+from pytest_llamaperf.hosting.failures import EngineFailure
 from pytest_llamaperf.measurements import Measurement, Source
 from pytest_llamaperf.measuring import Sampling
 from pytest_llamaperf.metrics import Metric
-from pytest_llamaperf.operator_tables import INSTALLED
 from pytest_llamaperf.records import Result
 from pytest_llamaperf.requirements import Requirement, promised_by, required_for
-from pytest_llamaperf.reservations import CPU_NAME, SETTING, Reservation, Taken, folder, reserve
 from pytest_llamaperf.scaling.contract import MACHINE
 from pytest_llamaperf.settings import AUTO, Settings
 from pytest_llamaperf.verdicts import Outcome, Verdict, judge
 from pytest_llamaperf.waivers import Waivers, waivers_for
 from pytest_llamaperf.wording import shown_path
+from pytest_llamaperf.workplace import Workplace
 
 if TYPE_CHECKING:
     from pytest_llamaperf.accuracy.evaluating import Evaluator
@@ -71,8 +63,6 @@ _FIXED: Mapping[str, Callable[[Case, Engine], Answers | Repeats | Look]] = {
     REPEATS: repeats_of,
     TEXT: looked_at,
 }
-# The kinds that are TensorRT-LLM.
-TRTLLM = ("tensorrt-llm", "trtllm-bench")
 
 
 class Acceptance:
@@ -85,7 +75,6 @@ class Acceptance:
         self.judged: list[Verdict] = []
         self.ledger = Ledger()
         self._books: dict[str, BaselineBook] = {}
-        self._reservation: Reservation | LlamaperfError | None = None
 
     @functools.cached_property
     def machine(self) -> Machine:
@@ -121,7 +110,7 @@ class Acceptance:
     def bench(self) -> Bench:
         """Where this run's cases are measured."""
         # Before an engine is opened: no engine holds anything while another session is waited for.
-        return self._bench(self.restarts, self._take_machine if self.measures else lambda: None)
+        return self._bench(self.restarts, self._workplace.take if self.measures else lambda: None)
 
     @property
     def restarts(self) -> int:
@@ -163,6 +152,16 @@ class Acceptance:
             results=self.settings.results,
             lock_clocks=self.settings.lock_clocks,
             nodes=found_nodes().count,
+        )
+
+    @functools.cached_property
+    def _workplace(self) -> Workplace:
+        return Workplace(
+            self.gpu,
+            self._gpus,
+            lock_clocks=self.settings.lock_clocks,
+            wait=self.settings.wait,
+            tell=lambda text: self.surroundings.on_progress(text, 0, None),
         )
 
     @functools.cached_property
@@ -208,7 +207,7 @@ class Acceptance:
 
     def _alternately(self, cases: Sequence[Case], restarts: int) -> Mapping[Case, Measurement | LlamaperfError]:
         """Each case and its like under the other build in one group, in that order."""
-        self._take_machine()
+        self._workplace.take()
         bench = self._bench(restarts, self._sentinel.check)
         groups: dict[Case, list[Case]] = {}
         for case in cases:
@@ -248,53 +247,8 @@ class Acceptance:
         """End what was started for the whole session."""
         if "_evaluator" in vars(self):
             self._evaluator.close()
-        if isinstance(self._reservation, Reservation):
-            self._release(self._reservation)
-
-    def _take_machine(self) -> None:
-        """What this run measures on is its own until it ends. Raises EngineError, again each time, where it cannot be."""
-        if self._reservation is None:
-            try:
-                self._reservation = self._reserved()
-            except EngineError as problem:
-                self._reservation = problem
-        if isinstance(self._reservation, LlamaperfError):
-            raise self._reservation
-
-    def _reserved(self) -> Reservation:
-        root = folder()
-        names = [CPU_NAME] if self._gpus is None else self._gpus.uuids
-        try:
-            reservation = reserve(
-                names, root, patience=self.settings.wait, tell=lambda text: self.surroundings.on_progress(text, 0, None)
-            )
-        except Taken as taken:
-            raise EngineFailure(FailureKind.BUSY, Phase.LOAD, str(taken)) from None
-        except OSError as problem:
-            raise EngineError(
-                f"{root}: cannot be locked, so another session could measure beside this one: "
-                f"{problem.strerror or problem}; name a folder that can be in {SETTING}"
-            ) from None
-        try:
-            if reservation.alone:  # whose there was is dead
-                sweep(TEMPORARY)
-                if self._gpus is not None:
-                    unlock(self.gpu, root)
-            if self.settings.lock_clocks is not None:
-                LockedClocks(self.gpu, self.settings.lock_clocks, root).lock()
-        except BaseException:
-            reservation.release()
-            raise
-        return reservation
-
-    def _release(self, reservation: Reservation) -> None:
-        try:
-            if self.settings.lock_clocks is not None:
-                unlock(self.gpu, folder())
-        except EngineError as problem:
-            print(f"ERROR: {problem}", file=sys.stderr)
-        finally:
-            reservation.release()
+        if "_workplace" in vars(self):
+            self._workplace.give_back()
 
     def open(self, spec: EngineSpec) -> Engine:
         """An engine of its kind, or the predictor where this run predicts.
@@ -305,7 +259,7 @@ class Acceptance:
         if kind not in self.openers:
             raise EngineError(f"{spec}: nothing here opens an engine of this kind")
         if self.measures:
-            self._take_machine()
+            self._workplace.take()
         if self._gpus is not None:
             self._gpus.check_free()
         return self.openers[kind](spec)
@@ -327,7 +281,7 @@ class Acceptance:
     def opened(self, spec: EngineSpec) -> Iterator[Engine]:
         """An open engine for a test to use by hand, closed afterwards. Raises as `open` does, and as the engine closes."""
         if self.measures:
-            self._take_machine()
+            self._workplace.take()
         holding = (self.ledger if self.measures else Ledger()).hold(spec)
         try:
             with holding.doing(Activity.LOAD):
@@ -340,96 +294,6 @@ class Acceptance:
                     self.close_engine(engine)
         finally:
             holding.end()
-
-    def check_options(self) -> None:
-        """Refuse at the start what the command line alone shows to be impossible. Raises UsageError."""
-        if self.settings.record and self.settings.gate:
-            raise UsageError(
-                "--record with --gate: a gate judges promises, and a recording makes them; run one, then the other"
-            )
-        if self.settings.gate_file and not self.settings.gate:
-            raise UsageError("--gate-file names what --gate requires; add --gate")
-        if self.settings.record and not self.measures:
-            raise UsageError("--record with --engine predicted: a prediction never becomes a promise")
-        if self.settings.tables != INSTALLED and self.measures:
-            raise UsageError("--tables names operator times, of which predictions are made: add --engine predicted")
-        if self.settings.lock_clocks is not None and (not self.measures or self.gpu == CPU):
-            raise UsageError(
-                f"{OPTION} with {'--gpu cpu' if self.measures else '--engine predicted'}: no GPU is measured on; leave it out"
-            )
-        if self.settings.against:
-            self._check_against()
-        elif self.settings.allowed:
-            raise UsageError("--allow-difference is about the two builds of --against; add --against, or leave it out")
-        if self.settings.resume and not self.settings.results:
-            raise UsageError("--resume goes on with what --results keeps; add --results DIR, the folder of that run")
-        if self.settings.resume and self.settings.record:
-            raise UsageError(
-                "--record with --resume: only what one session measured becomes promises; leave out --resume"
-            )
-        if self.settings.shard:
-            self._check_shard()
-        if self.settings.rounds and self.engine_kind == "trtllm-bench":
-            raise UsageError("--rounds with --engine trtllm-bench: every run of it is a restart; use --restarts")
-        if self.settings.gpu != AUTO:
-            self.check_possible()
-
-    def _check_against(self) -> None:
-        if not self.measures:
-            raise UsageError(
-                "--against with --engine predicted: it compares builds that are measured; predictions repeat"
-            )
-        if self.settings.record:
-            raise UsageError(
-                "--against with --record: one compares two builds, the other promises; run one, then the other"
-            )
-        if self.settings.restarts and self.settings.restarts < LEAST_AGAINST:
-            raise UsageError(
-                f"--against with --restarts {self.settings.restarts}: noise is learned from {LEAST_AGAINST} or more"
-            )
-
-    def _check_shard(self) -> None:
-        """Refuse what is about a run as a whole. Raises UsageError."""
-        if self.settings.against:
-            raise UsageError(
-                "--against in shards: it learns what noise is usual from all cases of one session; run pytest without shards"
-            )
-        if self.settings.record:
-            raise UsageError(
-                "--record in shards: they would write one file at the same time; run pytest without shards, or "
-                "`llamaperf accept` afterwards"
-            )
-
-    def check_plan(self) -> None:
-        """Refuse a plan of what is given no arguments. Raises UsageError."""
-        if self.engine_kind not in TRTLLM:
-            raise UsageError(
-                f"--plan with --engine {self.engine_kind}: it shows what TensorRT-LLM would be given; add "
-                f"--engine {' or --engine '.join(TRTLLM)}"
-            )
-
-    def check_possible(self) -> None:
-        """Refuse, with what would work, a run that this machine cannot do as asked. Raises UsageError."""
-        if not self.measures and self.gpu == CPU:
-            raise UsageError("--engine predicted needs the GPU to predict: add --gpu h100, --gpu h200 or --gpu b200")
-        if not self.measures:
-            self.settings.tables.check(self.gpu)
-        if self.measures and self.gpu != CPU and not self.machine.count(self.gpu):
-            raise UsageError(
-                f"--gpu {self.gpu}: there is none in this machine; found: {self.machine}.\n"
-                f"These would work here:\n"
-                f"  pytest suites/ --gpu {self.gpu} --engine predicted   (NVIDIA's operator times; needs no GPU)\n"
-                f"  pytest suites/ --gpu {CPU:{len(self.gpu)}}                      (the embedded model; needs the torch engine)"
-            )
-
-    def check_engine(self) -> None:
-        """Refuse a kind of engine that cannot work here. Raises UsageError."""
-        opener = self.openers.get(self.engine_kind)
-        if opener is not None and not is_built_in(opener):
-            return
-        ready = readiness(self.engine_kind, tuple(self.openers))
-        if not ready.ready:
-            raise UsageError(f"--engine {self.engine_kind}: {ready.detail}; `llamaperf doctor` shows what works here")
 
     def runs_here(self, case: Case) -> bool:
         """Whether this run is about the case's engine and hardware; a prediction can be about any GPU."""

@@ -14,6 +14,7 @@ from pytest_llamaperf.accuracy.given import missing_documents
 from pytest_llamaperf.accuracy.judging import refuse_weak
 from pytest_llamaperf.cases import Case
 from pytest_llamaperf.errors import DocumentError, UsageError
+from pytest_llamaperf.refusals import check_engine, check_possible
 from pytest_llamaperf.resuming import is_kept, problem_of_other_tests
 from pytest_llamaperf.selection import other_case, selected_cases
 from pytest_llamaperf.wording import counted
@@ -70,8 +71,8 @@ def narrow(config: pytest.Config, items: list[pytest.Item], acceptance: Acceptan
         for hardware in sorted({case.hardware for case in cases}):
             acceptance.book(hardware)
         if not only_looks(config):
-            acceptance.check_possible()
-            acceptance.check_engine()
+            check_possible(acceptance)
+            check_engine(acceptance)
             _refuse_measuring_side_by_side(config, acceptance)
             _skip_what_lacks_something(items, acceptance)
     except UsageError as problem:

@@ -44,6 +44,7 @@ from pytest_llamaperf.collecting import (
 )
 from pytest_llamaperf.engines import Engine, Opener, Surroundings, built_in_openers, opened_by
 from pytest_llamaperf.errors import LlamaperfError, UsageError
+from pytest_llamaperf.refusals import check_options, check_plan
 from pytest_llamaperf.resuming import RESUMED, RESUMPTION, Resumption, is_kept, kept_from, tell_again
 from pytest_llamaperf.selection import MARKERS
 from pytest_llamaperf.settings import Settings, add_options
@@ -88,12 +89,12 @@ def pytest_configure(config: pytest.Config) -> None:
             config.stash[RESUMPTION] = Resumption.from_json(config.workerinput.get(RESUMED, Resumption().to_json()))
             return
         if settings.plan:
-            acceptance.check_plan()
+            check_plan(acceptance)
             refuse_distributed_plan(config)
         check_inventory(config)
         refuse_to_look_and_decide(config)
         if not only_looks(config):
-            acceptance.check_options()
+            check_options(acceptance)
         refuse_unusable_distribution(config)
     except UsageError as problem:
         raise pytest.UsageError(str(problem)) from None

@@ -82,6 +82,14 @@ def folder() -> Path:
     return Path(os.environ.get(SETTING) or DEFAULT)
 
 
+def cannot_be_locked(root: Path, problem: OSError) -> str:
+    """What to do about a folder for which `reserve` raised OSError."""
+    return (
+        f"{root}: cannot be locked, so another session could measure beside this one: {problem.strerror or problem}; "
+        f"name a folder that can be in {SETTING}"
+    )
+
+
 def reserve(
     names: Sequence[str], root: Path, *, patience: float = 0.0, tell: Callable[[str], None] = lambda text: None
 ) -> Reservation:

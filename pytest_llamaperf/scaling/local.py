@@ -16,7 +16,7 @@ from pytest_llamaperf.errors import EngineError, UsageError
 from pytest_llamaperf.gpu_watch.clocks import unlock
 from pytest_llamaperf.hosting.processes import Exit, Family
 from pytest_llamaperf.leftovers import sweep
-from pytest_llamaperf.reservations import CPU_NAME, RUN, SETTING, Taken, folder, reserve
+from pytest_llamaperf.reservations import CPU_NAME, RUN, Taken, cannot_be_locked, folder, reserve
 from pytest_llamaperf.scaling.contract import (
     ATTEMPTS,
     DEVICES,
@@ -107,10 +107,7 @@ class Node:
         except Taken as taken:
             raise UsageError(f"{taken}; wait for its end, or end it") from None
         except OSError as problem:
-            raise UsageError(
-                f"{place}: cannot be locked, so another session could measure beside this run: "
-                f"{problem.strerror or problem}; name a folder that can be in {SETTING}"
-            ) from None
+            raise UsageError(cannot_be_locked(place, problem)) from None
         try:
             if reservation.alone:  # as none of its shards is
                 self._tidy(place)
